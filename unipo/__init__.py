@@ -1,0 +1,1 @@
+"""UniPO: policy optimization from any mix of data."""
