@@ -329,8 +329,11 @@ class Episodes:
 
     @staticmethod
     def cat(parts: Sequence[Episodes]) -> Episodes:
-        """One batch of several. A column that some parts lack is filled: NaN (float), -1 (integer), False (bool; True for `mask`), empty
-        (ragged), so select the rows that have it before using it. A column must live on one level everywhere."""
+        """One batch of several; a column must live on one level everywhere.
+
+        A column that some parts lack is filled with NaN (float), -1 (integer), False (bool; True for `mask`) or nothing
+        (ragged): select the rows that have it before using it.
+        """
         parts = [p for p in parts if p.count("group")] or list(parts[:1])
         if not parts:
             raise ValueError("cannot concatenate an empty list of Episodes")

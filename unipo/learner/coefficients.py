@@ -1,0 +1,79 @@
+"""The derivative of an objective with respect to its signals: one number per step and signal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo.episodes import Episodes
+from unipo.objectives import Objective, Signals, number
+
+
+@dataclass(frozen=True)
+class TermShare:
+    """What one weighted term of the objective asks for."""
+
+    title: str
+    coefficient: float
+    loss: Tensor
+    gradient: Mapping[str, Tensor]
+    facts: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """dL/dsignal, [N] for each signal: in `total`, and for each term apart in `terms`."""
+
+    total: Mapping[str, Tensor]
+    terms: tuple[TermShare, ...]
+
+    @property
+    def loss(self) -> Tensor:
+        return torch.stack([t.coefficient * t.loss for t in self.terms]).sum() if self.terms else torch.zeros(())
+
+    def active(self) -> Tensor:
+        """bool [N]: steps with any non-zero coefficient."""
+        return torch.stack([c != 0 for c in self.total.values()]).any(0)
+
+
+def coefficients(objective: Objective, episodes: Episodes, signals: Signals) -> Coefficients:
+    """Evaluate the objective once on the whole batch and differentiate it with respect to the signals only.
+
+    `signals`: [N] tensors; they are detached here. Each term is differentiated apart (it costs [N] scalars), so that the
+    ledger can say which term moved which rows. Raises FloatingPointError when a coefficient is not finite.
+    """
+    leaves = {name: signals[name].detach().requires_grad_(True) for name in sorted(objective.needs.signals)}
+    total = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
+    shares = []
+    for weight, term in objective.terms():
+        result = term.loss(episodes, leaves)
+        scale = number(weight)
+        gradient = _gradient(scale * result.value, {n: leaves[n] for n in sorted(term.needs.signals)})
+        for name, g in gradient.items():
+            if not torch.isfinite(g).all():
+                raise FloatingPointError(_where(term.title, name, g, episodes))
+            total[name] = total[name] + g
+        shares.append(TermShare(term.title, scale, result.value.detach(), gradient, result.facts))
+    return Coefficients(total, tuple(shares))
+
+
+def _gradient(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in zip(leaves.items(), grads, strict=True)}
+
+
+def _where(title: str, name: str, gradient: Tensor, episodes: Episodes) -> str:
+    row = int(episodes.index("episode")[int((~torch.isfinite(gradient)).nonzero()[0])])
+    source = ""
+    if "source" in episodes:
+        column = episodes.column("source")
+        source = f" (source {column.names[int(column.values[row])]!r})"
+    return (
+        f"term {title!r} has a coefficient on {name!r} that is not finite, first in episode {row} of the batch{source}. "
+        "Look there for a NaN reward or log-prob, or a ratio that overflows; nothing was updated."
+    )

@@ -1,0 +1,236 @@
+"""The learner: any objective, any micro-batch split, the same gradient.
+
+By the chain rule dL/dtheta = sum_n (dL/dx_n) * dx_n/dtheta with x_n the signals of step n. So:
+
+  1. compute the signals micro-batch by micro-batch without a graph;
+  2. evaluate the objective once on the whole batch: one coefficient dL/dx_n per step;
+  3. run each micro-batch again with a graph and back-propagate sum(coefficient * signal).
+
+Pass 1 is skipped where it is not needed: with one micro-batch (the graph is kept), and for objectives whose coefficients
+do not depend on current signals (`Objective.linear`). Pass 3 skips episodes whose coefficients are all zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipo.episodes import Episodes
+from unipo.learner.annotate import emitted
+from unipo.learner.coefficients import Coefficients, coefficients
+from unipo.learner.player import Player
+from unipo.objectives import Objective
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """How gradients are computed and applied.
+
+    `token_budget`: padded tokens per micro-batch (prompt included); any value gives the same gradient.
+    `schedule`: of the learning rate after `warmup` updates, over `total_updates`: constant, linear or cosine to 0.
+    `clip_norm`: largest gradient norm (inf: no clipping). `value_learning_rate`: of value heads and critics.
+    """
+
+    learning_rate: float = 1e-3
+    value_learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    warmup: int = 0
+    schedule: str = "constant"
+    total_updates: int = 0
+    token_budget: int = 8192
+    autocast: str = "off"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        if self.token_budget < 1 or self.learning_rate < 0 or self.clip_norm <= 0:
+            raise ValueError("token_budget and clip_norm must be positive, learning_rate not negative")
+
+    def rate(self, update: int) -> float:
+        """Multiplier of the learning rate at an update (0-based)."""
+        if update < self.warmup:
+            return (update + 1) / self.warmup
+        if self.schedule == "constant" or not self.total_updates:
+            return 1.0
+        done = min(1.0, (update - self.warmup) / max(1, self.total_updates - self.warmup))
+        return 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did: the coefficients, the signals [N] they belong to (NaN where a step was skipped), norms."""
+
+    episodes: Episodes
+    coefficients: Coefficients
+    signals: Mapping[str, Tensor]
+    tokens_computed: int
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    passes: int = 1
+
+
+@dataclass
+class Learner:
+    """Trains `players` by one optimiser; `monitor` names signals that are computed only to be reported."""
+
+    players: Mapping[str, Player]
+    settings: LearnerSettings = field(default_factory=LearnerSettings)
+    monitor: tuple[str, ...] = ()
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=self.settings.learning_rate, betas=self.settings.betas)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Weight decay for matrices only; a learning rate of their own for value heads and critics."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for player in self.players.values():
+            for name, parameter in player.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault(("value" in name.split(".")[0], parameter.ndim > 1), []).append(parameter)
+        s = self.settings
+        return [
+            {"params": parameters, "lr": s.value_learning_rate if value else s.learning_rate,
+             "weight_decay": s.weight_decay if matrix else 0.0}
+            for (value, matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]  # fmt: skip
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    # ---- the gradient ------------------------------------------------------------------------------------------------
+    def gradient(self, episodes: Episodes, objective: Objective) -> Update:
+        """Add dL/dtheta to `.grad` of the parameters; returns what it was made of."""
+        names = sorted(objective.needs.signals | {m for m in self.monitor if self._owner(m)})
+        split = episodes.split(self.settings.token_budget, self._cost(episodes))
+        if len(split) <= 1:
+            return self._one_graph(episodes, objective, names)
+        if objective.linear:
+            blank = {name: self._zeros(episodes) for name in names}
+            found = coefficients(objective, episodes, blank)
+            return self._second_pass(episodes, objective, found, names, {}, 1)
+        signals = {k: v for player, own in self._owned(names) for k, v in
+                   emitted(episodes, own, self._cast(player), self.settings.token_budget).items()}  # fmt: skip
+        found = coefficients(objective, episodes, signals)
+        return self._second_pass(episodes, objective, found, sorted(objective.needs.signals), signals, 2)
+
+    def _one_graph(self, episodes: Episodes, objective: Objective, names: list[str]) -> Update:
+        signals = self._signals(episodes, names)
+        found = coefficients(objective, episodes, signals)
+        _backward(signals, found.total)
+        detached = {k: v.detach() for k, v in signals.items()}
+        return Update(episodes, found, detached, int(self._cost(episodes).sum()))
+
+    def _second_pass(self, episodes: Episodes, objective: Objective, found: Coefficients, names: list[str],
+                     signals: dict[str, Tensor], passes: int) -> Update:  # fmt: skip
+        """Back-propagate sum(coefficient * signal) over the episodes that have a coefficient.
+
+        `signals` are those of pass 1, or empty when it was skipped: then they are collected here.
+        """
+        rows = episodes.reduce(found.active(), how="any").nonzero().squeeze(1)
+        live, cost = episodes.select(rows), self._cost(episodes)
+        seen = dict(signals) or {name: self._zeros(episodes) * torch.nan for name in names}
+        for part in live.split(self.settings.token_budget, cost[rows]):
+            steps = episodes.step_index(rows[part])
+            emitted_now = self._signals(live.select(part), names)
+            _backward(emitted_now, {name: c[steps] for name, c in found.total.items()})
+            if not signals:
+                for name, value in emitted_now.items():
+                    seen[name][steps] = value.detach().to(seen[name].dtype)
+        if not signals:
+            known = {k: torch.nan_to_num(v) for k, v in seen.items()}
+            found = Coefficients(found.total, coefficients(objective, episodes, known).terms)
+        computed = int(cost[rows].sum()) + (int(cost.sum()) if passes > 1 else 0)
+        return Update(episodes, found, seen, computed, passes=passes)
+
+    # ---- the step ----------------------------------------------------------------------------------------------------
+    def update(self, episodes: Episodes, objective: Objective) -> Update:
+        """One optimiser step. Raises FloatingPointError, before anything is changed, when the gradient is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        made = self.gradient(episodes, objective)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters(), self.settings.clip_norm))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(
+                f"the gradient norm is {norm} at update {self.updates}, though every coefficient is finite: the model's "
+                "own activations overflow. Lower the learning rate or use --dtype float32; nothing was updated."
+            )
+        rate = self.settings.rate(self.updates)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * rate
+        self.optimizer.step()
+        self.updates += 1
+        return Update(made.episodes, made.coefficients, made.signals, made.tokens_computed, norm,
+                      self.settings.learning_rate * rate, made.passes)  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = int(state["updates"])
+
+    # ---- players -----------------------------------------------------------------------------------------------------
+    def _owner(self, name: str) -> Player | None:
+        return next((p for p in self.players.values() if name in p.emits), None)
+
+    def _owned(self, names: list[str]) -> list[tuple[Player, list[str]]]:
+        """The players with the signals that each has to emit. Raises KeyError for a signal that nobody emits."""
+        owned: dict[int, tuple[Player, list[str]]] = {}
+        for name in names:
+            player = self._owner(name)
+            if player is None:
+                known = sorted(set().union(*(p.emits for p in self.players.values())))
+                raise KeyError(f"no player emits the signal {name!r}; there are: {', '.join(known)}")
+            owned.setdefault(id(player), (player, []))[1].append(name)
+        return list(owned.values())
+
+    def _signals(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for player, own in self._owned(names):
+            made.update(self._cast(player).signals(episodes, own))
+        return made
+
+    def _cast(self, player: Player) -> Player:
+        return player if self.settings.autocast == "off" else _Autocast(player, self.settings.autocast)
+
+    def _cost(self, episodes: Episodes) -> Tensor:
+        return torch.stack([p.total_lengths(episodes) for p in self.players.values()]).amax(0)
+
+    def _zeros(self, episodes: Episodes) -> Tensor:
+        first = self.parameters()[0]
+        dtype = first.dtype if first.dtype == torch.float64 else torch.float32
+        return torch.zeros(episodes.count("step"), dtype=dtype, device=episodes.device)
+
+
+class _Autocast:
+    """A player under mixed precision; its signals come back in float32."""
+
+    def __init__(self, player: Player, dtype: str) -> None:
+        self.player, self.dtype = player, getattr(torch, dtype)
+        self.emits, self.total_lengths = player.emits, player.total_lengths
+        self.named_parameters = player.named_parameters
+
+    def signals(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
+        with torch.autocast(episodes.device.type, dtype=self.dtype):
+            made = self.player.signals(episodes, names)
+        return {name: value.float() for name, value in made.items()}
+
+
+def _backward(signals: Mapping[str, Tensor], total: Mapping[str, Tensor]) -> None:
+    live = [(signals[n], c.to(signals[n].dtype)) for n, c in total.items() if signals[n].requires_grad]
+    if live:
+        torch.autograd.backward([s for s, _ in live], [c for _, c in live])
+
+
+__all__ = ["Learner", "LearnerSettings", "Player", "Update"]

@@ -1,0 +1,24 @@
+"""The algebra of objectives: parts, terms, sums, `but`, `needs`."""
+
+from unipo.objectives.base import (
+    Category,
+    Knob,
+    Loss,
+    Needs,
+    Objective,
+    Part,
+    Rows,
+    Signals,
+    Sum,
+    demonstrations,
+    everything,
+    knobs_of,
+    nothing,
+    number,
+    pairs,
+    parts_of,
+    rollouts,
+    with_settings,
+)
+from unipo.objectives.parts import *  # noqa: F403
+from unipo.objectives.terms import *  # noqa: F403

@@ -1,0 +1,408 @@
+"""Parts of policy-gradient objectives: rewards, advantages, weights, masks and aggregations.
+
+Every part is a frozen record called with `(episodes, signals)`; the maths is in `unipo.functional`, a part only says which
+columns it is applied to. Shapes: [N] steps, [E] episodes of the rows that a term claims. The slots of `PolicyGradient`
+detach advantage, weight and mask, so parts need no stop-gradient of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.objectives.base import NOTHING, Knob, Needs, Part, Signals, number
+
+__all__ = [
+    "Advantage",
+    "BatchMean",
+    "BatchStd",
+    "Budget",
+    "Center",
+    "ClipMask",
+    "DualClipMask",
+    "EpisodeMean",
+    "EpisodeSum",
+    "GeneralisedAdvantage",
+    "GeometricRatio",
+    "GroupMean",
+    "GroupStd",
+    "LeaveOneOut",
+    "Normalised",
+    "One",
+    "Outcome",
+    "Plain",
+    "Product",
+    "RatioTo",
+    "Scale",
+    "SequenceRatio",
+    "ShapedOutcome",
+    "TokenMean",
+    "TokenRatio",
+    "Total",
+    "Truncated",
+]
+
+
+# ---- what an episode is worth: [E] ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Outcome(Part):
+    """R [E]: the column `reward` summed over the episode's steps (or as it is where it lives on episodes)."""
+
+    column: str = "reward"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        level = episodes.column(self.column).level
+        return episodes[self.column] if level == "episode" else episodes.reduce(self.column, to="episode")
+
+
+@dataclass(frozen=True)
+class ShapedOutcome(Part):
+    """R - coefficient * sum_t log(pi / other): the KL to `other` inside the reward, with the current policy, detached."""
+
+    coefficient: float | Knob
+    other: str = "reference"
+    outcome: Part = Outcome()
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.other}_logp", signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        log_ratio = signals["logp"].detach() - episodes[f"{self.other}_logp"]
+        return self.outcome(episodes, signals) - number(self.coefficient) * episodes.reduce(log_ratio)
+
+
+# ---- centres and scales: [E] values -> [E] --------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Center(Part):
+    """What is subtracted: `of(values [E], episodes) -> [E]`. This one subtracts nothing."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.zeros_like(values)
+
+
+@dataclass(frozen=True)
+class GroupMean(Center):
+    """Mean over the group, plus a `shift` (AsymRE's baseline is shifted down)."""
+
+    shift: float | Knob = 0.0
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        mean = F.group_mean(values, episodes.index("group", "episode"), episodes.count("group"))
+        return mean + number(self.shift)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Center):
+    """Mean over the other members of the group."""
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return F.leave_one_out_mean(values, episodes.index("group", "episode"), episodes.count("group"))
+
+
+@dataclass(frozen=True)
+class BatchMean(Center):
+    """Mean over all rows of the term."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return F.batch_mean(values)
+
+
+@dataclass(frozen=True)
+class Constant(Center):
+    """A number: a known baseline, or a knob that a controller sets to a running mean."""
+
+    value: float | Knob
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.full_like(values, number(self.value))
+
+
+@dataclass(frozen=True)
+class Scale(Part):
+    """What is divided by: `of(values [E], episodes) -> [E]`. This one divides by 1."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.ones_like(values)
+
+
+@dataclass(frozen=True)
+class GroupStd(Scale):
+    """Standard deviation over the group plus `eps`, with Bessel's correction unless `ddof` is 0."""
+
+    eps: float = 1e-6
+    ddof: int = 1
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        index, n = episodes.index("group", "episode"), episodes.count("group")
+        return F.group_std(values, index, n, unbiased=self.ddof == 1) + self.eps
+
+
+@dataclass(frozen=True)
+class BatchStd(Scale):
+    """Standard deviation over all rows of the term plus `eps`."""
+
+    eps: float = 1e-6
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return F.batch_std(values) + self.eps
+
+
+# ---- advantages: [N] -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Advantage(Part):
+    """Any advantage slot: one number per step. This one is 1 everywhere: likelihood, not policy gradient."""
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return torch.ones(episodes.count("step"), device=episodes.device)
+
+
+@dataclass(frozen=True)
+class Plain(Advantage):
+    """A_n = the value of the step's episode."""
+
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes.expand(self.outcome(episodes, signals))
+
+
+@dataclass(frozen=True)
+class Normalised(Advantage):
+    """A_n = (R - center) / scale of the step's episode; centre and scale are chosen independently.
+
+    A group of one and a group of equal rewards have advantage exactly 0, whatever rounding does to their mean and
+    standard deviation (only where the centre is their own group's mean).
+    """
+
+    center: Center = GroupMean()
+    scale: Scale = Scale()
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        values = self.outcome(episodes, signals)
+        centre, scale = self.center.of(values, episodes), self.scale.of(values, episodes)
+        return episodes.expand(F.normalize(values, centre, scale))
+
+
+@dataclass(frozen=True)
+class GeneralisedAdvantage(Advantage):
+    """GAE from the critic's values before the update (`old_value`); the outcome arrives at the last step.
+
+    `per_step` names a step column of rewards along the way. Truncated episodes bootstrap from their last value.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten: Scale | None = None
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward old_value")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        advantage, _ = gae_of(episodes, self.gamma, self.lam)
+        if self.whiten is None or len(advantage) < 2:
+            return advantage
+        return (advantage - advantage.mean()) / self.whiten.of(advantage, episodes)
+
+
+def step_rewards(episodes: Episodes) -> Tensor:
+    """[N]: the reward column, placed on the last step of each episode when it lives on episodes."""
+    if episodes.column("reward").level == "step":
+        return episodes["reward"]
+    ends = episodes.lengths().cumsum(0) - 1
+    has_steps = episodes.lengths() > 0
+    blank = torch.zeros(episodes.count("step"), dtype=episodes["reward"].dtype, device=episodes.device)
+    return blank.index_put((ends[has_steps],), episodes["reward"][has_steps])
+
+
+def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantage [N] and return [N] by generalised advantage estimation over `old_value`."""
+    reward = step_rewards(episodes)
+    return F.gae(reward, episodes["old_value"].to(reward.dtype), episodes.index("episode"), len(episodes), gamma, lam)
+
+
+# ---- weights: [N] ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class One(Part):
+    """The neutral weight, and the neutral mask."""
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return torch.ones(episodes.count("step"), device=episodes.device)
+
+
+@dataclass(frozen=True)
+class RatioTo(Part):
+    """A ratio of the current policy to the denominator in column `<to>_logp`."""
+
+    to: str = "behavior"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp", signals="logp")
+
+    def log_ratio(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.log_ratio(signals["logp"].detach(), episodes[f"{self.to}_logp"])
+
+
+@dataclass(frozen=True)
+class TokenRatio(RatioTo):
+    """r_n = exp(lp_n - blp_n)."""
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.token_ratio(self.log_ratio(episodes, signals))
+
+
+@dataclass(frozen=True)
+class SequenceRatio(RatioTo):
+    """s_i = exp(sum_n (lp_n - blp_n)) of the step's episode (or `level` = "turn")."""
+
+    level: str = "episode"
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        index, n = episodes.index(self.level), episodes.count(self.level)
+        return F.sequence_ratio(self.log_ratio(episodes, signals), index, n)[index]
+
+
+@dataclass(frozen=True)
+class GeometricRatio(RatioTo):
+    """gm_i = exp(mean_n (lp_n - blp_n)) of the step's episode (or `level` = "turn")."""
+
+    level: str = "episode"
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        index, n = episodes.index(self.level), episodes.count(self.level)
+        return F.geometric_ratio(self.log_ratio(episodes, signals), index, n)[index]
+
+
+@dataclass(frozen=True)
+class Truncated(Part):
+    """A weight clamped into [low, high]."""
+
+    weight: Part
+    low: float = 0.0
+    high: float | Knob = 1.0
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return self.weight(episodes, signals).clamp(self.low, number(self.high))
+
+
+# ---- masks: bool [N], True where the step may move the policy ---------------------------------------------------------
+@dataclass(frozen=True)
+class AdvantageMask(Part):
+    """A mask that looks at the sign of the advantage: `of(advantage, episodes, signals) -> bool [N]`."""
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return torch.ones_like(advantage, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class ClipMask(AdvantageMask):
+    """PPO's clip as a mask: 0 where A > 0 and r > 1 + high, or A < 0 and r < 1 - low."""
+
+    low: float | Knob = 0.2
+    high: float | Knob = 0.2
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.clip_mask(self.ratio(episodes, signals), advantage, number(self.low), number(self.high))
+
+
+@dataclass(frozen=True)
+class DualClipMask(AdvantageMask):
+    """Additionally 0 where A < 0 and r > limit."""
+
+    limit: float | Knob = 3.0
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.dual_clip_mask(self.ratio(episodes, signals), advantage, number(self.limit))
+
+
+@dataclass(frozen=True)
+class Product(AdvantageMask):
+    """Masks that must all hold."""
+
+    masks: tuple[AdvantageMask, ...] = ()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        kept = torch.ones_like(advantage, dtype=torch.bool)
+        for mask in self.masks:
+            kept = kept & mask.of(advantage, episodes, signals)
+        return kept
+
+
+# ---- aggregation: per-step losses [N] -> scalar ----------------------------------------------------------------------
+@dataclass(frozen=True)
+class Aggregate(Part):
+    """`of(x [N], episodes)`: numerator / denominator, divided once, over every row and step that the term claims."""
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        raise TypeError(f"{type(self).__name__} is abstract: define of(x, episodes)")
+
+    @property
+    def needs(self) -> Needs:
+        return NOTHING
+
+
+@dataclass(frozen=True)
+class TokenMean(Aggregate):
+    """TOK: sum over steps / number of steps."""
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        return _divided(F.token_mean(x))
+
+
+@dataclass(frozen=True)
+class EpisodeMean(Aggregate):
+    """SEQ: mean over episodes of the mean over their steps; an episode without counted steps adds 0 but counts."""
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        return _divided(F.episode_mean(x, episodes.index("episode"), len(episodes)))
+
+
+@dataclass(frozen=True)
+class EpisodeSum(Aggregate):
+    """SUM: mean over episodes of the sum over their steps."""
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        return _divided(F.episode_sum(x, len(episodes)))
+
+
+@dataclass(frozen=True)
+class Budget(Aggregate):
+    """CONST: sum over steps / `tokens` per episode, mean over episodes (Dr. GRPO)."""
+
+    tokens: float
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        return _divided(F.constant(x, len(episodes), self.tokens))
+
+
+@dataclass(frozen=True)
+class Total(Aggregate):
+    """Sum over all steps / `divisor`, whatever the number of rows."""
+
+    divisor: float = 1.0
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        return x.sum() / self.divisor
+
+
+def _divided(pair: tuple[Tensor, Tensor | float]) -> Tensor:
+    numerator, denominator = pair
+    return numerator / denominator

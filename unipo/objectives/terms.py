@@ -1,0 +1,234 @@
+"""The terms that methods are made of: policy gradients, likelihoods, penalties, pairs and value regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.objectives.base import (
+    Category,
+    Knob,
+    Needs,
+    Objective,
+    Part,
+    Rows,
+    Signals,
+    demonstrations,
+    number,
+    pairs,
+    rollouts,
+)
+from unipo.objectives.parts import Advantage, AdvantageMask, Aggregate, EpisodeMean, One, TokenMean, TokenRatio, gae_of
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PolicyGradient(Objective):
+    """The canonical log form of a policy gradient, which has the gradient of the ratio form:
+
+        L = - aggregate( mask * weight * advantage * logp )        first three detached
+
+    Unified Policy Gradient Estimator (arXiv 2509.04419): the choice of reference denominator is the weight, the
+    stabilisation mask is the mask. A masked step keeps its place in the aggregation's count (PPO's clip does).
+    """  # fmt: skip
+
+    advantage: Advantage
+    weight: Part = One()
+    mask: AdvantageMask = AdvantageMask()
+    aggregate: Aggregate = EpisodeMean()
+    signal: str = "logp"
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals=self.signal, columns="kind")
+
+    @property
+    def linear(self) -> bool:
+        parts = self.advantage.needs | self.weight.needs | self.mask.needs
+        return not parts.signals
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        logp = signals[self.signal]
+        with torch.no_grad():
+            advantage = self.advantage(episodes, signals).to(logp.dtype)
+            weight = self.weight(episodes, signals).to(logp.dtype)
+            mask = self.mask.of(advantage, episodes, signals)
+            coefficient = torch.where(mask, weight * advantage, 0.0)
+        loss = self.aggregate.of(-coefficient * logp, episodes)
+        return loss, {"advantage": advantage, "weight": weight, "clipped": (~mask).to(logp.dtype)}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Likelihood(PolicyGradient):
+    """-weight * logp on demonstrations: a policy gradient whose advantage is 1 and whose denominator is the policy."""
+
+    advantage: Advantage = Advantage()
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = demonstrations
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class KLPenalty(Objective):
+    """A Monte-Carlo estimator of the divergence between policy and `to`, differentiated directly.
+
+    With samples of the policy: k2 has the gradient of KL(pi || to), k3 that of KL(to || pi), and k3 times the ratio
+    (`weight=TokenRatio()`) that of KL(pi || to) again (Schulman, "Approximating KL divergence").
+    """
+
+    estimator: str = "k3"
+    to: str = "reference"
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp kind", signals="logp")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        log_ratio = F.log_ratio(signals["logp"], episodes[f"{self.to}_logp"])
+        kl = ESTIMATORS[self.estimator](log_ratio)
+        return self.aggregate.of(kl, episodes), {f"kl_{self.to}": kl}
+
+
+ESTIMATORS = {"k1": F.k1, "k2": F.k2, "k3": F.k3}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bonus(Objective):
+    """- aggregate(signal): what is rewarded directly, such as the entropy of the policy at each step."""
+
+    signal: str = "entropy"
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals=self.signal, columns="kind")
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.aggregate.of(-signals[self.signal], episodes), {}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ValueRegression(Objective):
+    """Half the squared error of the critic's `value` to the GAE return, clipped around the old value when asked."""
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float | None = None
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="value", columns="reward old_value kind")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        value = signals["value"]
+        with torch.no_grad():
+            target = gae_of(episodes, self.gamma, self.lam)[1].to(value.dtype)
+            old = episodes["old_value"].to(value.dtype)
+        error = (value - target).square()
+        if self.clip is not None:
+            error = torch.maximum(error, (old + (value - old).clamp(-self.clip, self.clip) - target).square())
+        return self.aggregate.of(error / 2, episodes), {"value_error": error}
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class LogRatioScore(Part):
+    """h(y) = beta * sum_t log( pi(y_t) / to(y_t) ) per episode [E], differentiable in the policy."""
+
+    beta: float | Knob = 0.1
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp", signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return number(self.beta) * episodes.reduce(signals["logp"] - episodes[f"{self.to}_logp"])
+
+
+@dataclass(frozen=True)
+class Link(Part):
+    """A loss on the margin between two scores: `of(margin [P]) -> [P]`. This one is logistic: -log sigmoid(margin)."""
+
+    label_smoothing: float = 0.0
+
+    def of(self, margin: Tensor) -> Tensor:
+        return F.logistic(margin, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class SquaredLink(Link):
+    """(margin - target)^2: IPO."""
+
+    target: float = 1.0
+
+    def of(self, margin: Tensor) -> Tensor:
+        return F.squared(margin, self.target)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pairwise(Objective):
+    """L = mean over pairs of link( score(chosen) - score(rejected) ); a pair is a group of two episodes."""
+
+    score: Part = LogRatioScore()
+    link: Link = Link()
+    rows: Rows = pairs
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="chosen kind", signals="logp", group_size=2)
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        score = self.score(episodes, signals)
+        signed = torch.where(episodes["chosen"], score, -score)
+        margin = episodes.reduce(signed, to="group", level="episode")
+        complete = episodes.lengths("group", "episode") == 2
+        loss = self.link.of(margin[complete]).sum() / max(int(complete.sum()), 1)
+        won = (margin.detach() > 0).to(score.dtype)
+        return loss, {"preferred": episodes.expand(won, level="group"),
+                      "margin": episodes.expand(margin.detach(), level="group")}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GroupSquare(Objective):
+    """Mean over groups of the mean over unordered pairs of (a_i - a_j)^2 / (2 beta), a = R - beta * log(pi / to).
+
+    The gradient flows through the policy inside `a` (CoPG, arXiv 2406.19185; REC's pairwise loss with `to="old"`).
+    """
+
+    beta: float | Knob = 0.1
+    to: str = "reference"
+    outcome: Part
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp kind", signals="logp", group_size=2)
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        reward = self.outcome(episodes, signals).to(signals["logp"].dtype)
+        score = reward - LogRatioScore(self.beta, self.to)(episodes, signals)
+        index, n = episodes.index("group", "episode"), episodes.count("group")
+        per_group = F.pairwise_square(score, index, n) / (2 * number(self.beta))
+        return per_group.mean(), {}
+
+
+__all__ = [
+    "Bonus",
+    "Category",
+    "GroupSquare",
+    "KLPenalty",
+    "Likelihood",
+    "Link",
+    "LogRatioScore",
+    "Pairwise",
+    "PolicyGradient",
+    "SquaredLink",
+    "TokenRatio",
+    "ValueRegression",
+]

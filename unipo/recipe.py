@@ -1,0 +1,98 @@
+"""A method, as data: objective + sources + controllers.
+
+A method is a function whose keyword arguments are its whole configuration and which returns a `Recipe`. Recipes add and
+scale as their objectives do: `grpo() + 0.2 * sft() + 0.1 * dpo()` trains on rollouts, demonstrations and pairs at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs_of, parts_of
+from unipo.sources.controllers import Controller
+from unipo.sources.filters import GroupFilter, Relabel
+
+KINDS = ("rollout", "demo", "pair")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSpec:
+    """What a method asks of its rollouts.
+
+    `group`: rollouts per prompt. `keep`: groups that are used; where it drops some, up to `refill` further rounds of
+    prompts are sampled until the batch is full. `relabel`: applied to rewards before anything else.
+    `demonstration`: the prompt's demonstration joins its group, as kind "demo".
+    """
+
+    group: int = 8
+    keep: GroupFilter = GroupFilter()
+    refill: int = 0
+    relabel: tuple[Relabel, ...] = ()
+    demonstration: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The frozen parts of a method.
+
+    `epochs`: passes over each batch; `minibatches`: optimiser updates per pass (groups stay whole).
+    """
+
+    objective: Objective
+    rollouts: RolloutSpec = field(default_factory=RolloutSpec)
+    controllers: tuple[Controller, ...] = ()
+    epochs: int = 1
+    minibatches: int = 1
+
+    def __post_init__(self) -> None:
+        knobs = knobs_of(self.objective)
+        idle = [c.knob for c in self.controllers if c.knob not in knobs]
+        if idle:
+            raise ValueError(f"controllers set {idle}, but the objective has the knobs {sorted(knobs)}")
+
+    @property
+    def needs(self) -> Needs:
+        """Derived from the parts: columns, signals, group size."""
+        return self.objective.needs
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of rows that the terms claim, of rollout, demo and pair."""
+        found = {kind for _, term in self.objective.terms() for kind in _kinds(term.rows)}
+        return tuple(k for k in KINDS if k in found)
+
+    def but(self, **changes: Any) -> Self:
+        """The same with other parts: fields of the recipe, of its rollouts, or of the one part that has them."""
+        own = {k: v for k, v in changes.items() if k in {f.name for f in fields(self)}}
+        spec = {k: v for k, v in changes.items() if k in {f.name for f in fields(self.rollouts)} and k not in own}
+        rest = {k: v for k, v in changes.items() if k not in own and k not in spec}
+        made = replace(self, **own)
+        made = replace(made, rollouts=replace(made.rollouts, **spec)) if spec else made
+        if not rest:
+            return made
+        terms = made.objective.terms()
+        homes = [i for i, (_, term) in enumerate(terms) if set(rest) <= {f.name for f in fields(term)}]
+        if len(homes) == 1 and len(terms) > 1:
+            total = [(c, t.but(**rest) if i == homes[0] else t) for i, (c, t) in enumerate(terms)]
+            return replace(made, objective=made.objective.but(weighted=tuple(total)))
+        return replace(made, objective=made.objective.but(**rest))
+
+    def __add__(self, other: Recipe) -> Recipe:
+        """Objectives add, controllers join; the rollouts of the first recipe that claims any are used."""
+        lead = self if "rollout" in self.kinds or "rollout" not in other.kinds else other
+        controllers = (*self.controllers, *(c for c in other.controllers if c not in self.controllers))
+        joined = self.objective + other.objective
+        return replace(lead, objective=joined, controllers=controllers)
+
+    def __mul__(self, scale: float | Knob) -> Recipe:
+        return replace(self, objective=self.objective * scale)
+
+    __rmul__ = __mul__
+
+
+def _kinds(rows: Rows | Part) -> set[str]:
+    if isinstance(rows, Category) and rows.column == "kind":
+        return {rows.value}
+    inner = [_kinds(part) for part in parts_of(rows)]
+    return set().union(*inner) if inner else (set(KINDS) if type(rows) is Rows else set())

@@ -1,0 +1,94 @@
+"""Controllers turn the knobs of a recipe: state in, setting out, metrics back.
+
+A controller is a frozen record (its configuration); its state is a plain dict of numbers that the run keeps, checkpoints
+and resumes. `setting` must be a function of (state, step) alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+State = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controller:
+    """Sets the knob called `knob`. This one holds it at `value`."""
+
+    knob: str
+    value: float = 0.0
+
+    def start(self) -> State:
+        return {}
+
+    def setting(self, state: State, step: int) -> float:
+        """The knob at `step` (0-based), the same for every row of the batch."""
+        return self.value
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        """The next state, given the metrics of the step just made."""
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine(Controller):
+    """Linear 0 -> peak over `warmup` steps, cosine peak -> valley over `decay` steps, then constant (CHORD's mu)."""
+
+    peak: float = 0.9
+    valley: float = 0.05
+    warmup: int = 0
+    decay: int = 200
+
+    def setting(self, state: State, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * step / self.warmup
+        done = min(step - self.warmup, self.decay) / max(self.decay, 1)
+        return self.valley + 0.5 * (self.peak - self.valley) * (1.0 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningMean(Controller):
+    """Exponential mean of a metric, such as a reward baseline: m <- decay * m + (1 - decay) * x, debiased."""
+
+    metric: str = "reward"
+    decay: float = 0.9
+
+    def start(self) -> State:
+        return {"sum": 0.0, "weight": 0.0}
+
+    def setting(self, state: State, step: int) -> float:
+        return state["sum"] / state["weight"] if state["weight"] > 0 else self.value
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        x = metrics.get(self.metric, math.nan)
+        if not math.isfinite(x):
+            return state
+        keep = self.decay
+        return {"sum": keep * state["sum"] + (1 - keep) * x, "weight": keep * state["weight"] + (1 - keep)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveKL(Controller):
+    """Multiplies a coefficient so that a measured divergence stays near `target` (Ziegler et al., arXiv 1909.08593).
+
+    error = clip(kl / target - 1, -0.2, 0.2);  coefficient <- coefficient * (1 + gain * error).
+    """
+
+    target: float = 0.05
+    gain: float = 0.1
+    metric: str = "kl_reference"
+
+    def start(self) -> State:
+        return {"coefficient": self.value}
+
+    def setting(self, state: State, step: int) -> float:
+        return state["coefficient"]
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        kl = metrics.get(self.metric, math.nan)
+        if not math.isfinite(kl):
+            return state
+        error = max(-0.2, min(0.2, kl / self.target - 1.0))
+        return {"coefficient": state["coefficient"] * (1.0 + self.gain * error)}

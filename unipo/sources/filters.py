@@ -1,0 +1,81 @@
+"""Filters drop groups with a recorded reason; relabellers change rewards and masks. Frozen records of their settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo.episodes import Episodes
+
+
+@dataclass(frozen=True)
+class GroupFilter:
+    """Which groups of fresh rollouts are kept: bool [G]; `reason` says what the others were dropped for.
+
+    This one keeps all.
+    """
+
+    reason: str = "none"
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        return torch.ones(episodes.count("group"), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class MixedOutcomes(GroupFilter):
+    """Dynamic sampling (DAPO, arXiv 2503.14476): a group whose rewards are all equal carries no signal."""
+
+    reason: str = "equal outcomes"
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        high, low = (episodes.reduce("reward", to="group", how=how) for how in ("max", "min"))
+        return high > low
+
+
+@dataclass(frozen=True)
+class SuccessBetween(GroupFilter):
+    """Groups whose mean reward lies strictly between `low` and `high`."""
+
+    reason: str = "success rate out of range"
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        rate = episodes.reduce("reward", to="group", how="mean")
+        return (rate > self.low) & (rate < self.high)
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """(episodes, longest completion allowed) -> episodes with other rewards or masks. This one changes nothing."""
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        return episodes
+
+
+@dataclass(frozen=True)
+class SoftOverlong(Relabel):
+    """DAPO's soft overlong punishment (arXiv 2503.14476), added to the reward.
+
+    0 up to max_tokens - cache; then linearly down to -1 at max_tokens; -1 for truncated completions. `cache` is a share
+    of `max_tokens` (the paper: 4,096 of 20,480).
+    """
+
+    cache: float = 0.2
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        cache = max(self.cache * max_tokens, 1.0)
+        penalty = ((max_tokens - cache - episodes.lengths()) / cache).clamp(-1.0, 0.0)
+        penalty = torch.where(episodes["truncated"], -torch.ones_like(penalty), penalty)
+        return episodes.with_columns("episode", reward=episodes["reward"] + penalty.to(episodes["reward"].dtype))
+
+
+@dataclass(frozen=True)
+class MaskTruncated(Relabel):
+    """Overlong filtering: the steps of truncated completions are in nobody's loss."""
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        mask = ~episodes.expand("truncated")
+        return episodes.with_columns("step", mask=mask & episodes["mask"] if "mask" in episodes else mask)
