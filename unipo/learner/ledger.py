@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from unipo import functional as F
-from unipo.episodes import Episodes
 from unipo.learner.learner import Update
 
 STALENESS = ((0, 0, "0"), (1, 2, "1-2"), (3, 8, "3-8"), (9, 32, "9-32"), (33, 1 << 60, "33+"))
@@ -110,9 +109,10 @@ def _fact(update: Update, name: str) -> Tensor:
 
 
 def summary(update: Update) -> dict[str, float]:
-    """Columns of the whole batch: loss, grad_norm, entropy, kl, ess, clipped_share, and means of the terms' own facts."""
+    """Columns of the whole batch: loss, grad_norm, entropy, kl, ess, clipped_share, and means of term facts."""
     everything = torch.ones(update.episodes.count("step"), dtype=torch.bool)
-    found = {"loss": float(update.coefficients.loss), "grad_norm": update.grad_norm, "tokens_computed": update.tokens_computed,
+    found = {"loss": float(update.coefficients.loss), "grad_norm": update.grad_norm,
+             "tokens_computed": update.tokens_computed,
              "learning_rate": update.learning_rate, **_quality(update, everything)}  # fmt: skip
     if "entropy" in update.signals:
         found["entropy"] = float(update.signals["entropy"].nanmean())

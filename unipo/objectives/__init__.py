@@ -20,5 +20,5 @@ from unipo.objectives.base import (
     rollouts,
     with_settings,
 )
-from unipo.objectives.parts import *  # noqa: F403
-from unipo.objectives.terms import *  # noqa: F403
+from unipo.objectives.parts import *
+from unipo.objectives.terms import *
