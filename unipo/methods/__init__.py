@@ -1,0 +1,1 @@
+"""Methods: one page per family, kin together, and the catalog."""

@@ -1,0 +1,42 @@
+"""What the catalog knows of a method besides the function that builds it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unipo.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A published method: `build(**settings)` returns its `Recipe`; its keyword arguments are its whole configuration.
+
+    `slug`: its name on the command line; of a catalog row exactly as in `rows.csv`.
+    `row`: the row of the catalog, None for a baseline that is not one of its works.
+    `equation`: a few lines of plain text, in parts (advantage, weight, mask, aggregate, terms, controller).
+    `claim`: the paper's headline in one sentence, as `unipo reproduce` measures it ("" for a baseline).
+    `identity_tests`: pytest node ids (`tests/methods/test_x.py::test_y`) of what it provably equals.
+    """
+
+    slug: str
+    build: Callable[..., Recipe]
+    row: int | None = None
+    family: str
+    title: str
+    paper: str
+    equation: str
+    claim: str = ""
+    identity_tests: tuple[str, ...] = ()
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Every setting with its default, in the order of the signature."""
+        return {name: p.default for name, p in inspect.signature(self.build).parameters.items()}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
