@@ -302,6 +302,14 @@ class Episodes:
         columns = {name: c.take(keep) if c.level == "step" else c for name, c in self._columns.items()}
         return Episodes({**self._offsets, "turn": offsets_of(counts)}, columns)
 
+    def as_one_group(self) -> Episodes:
+        """The same episodes, all in one group; group columns are dropped unless there was one group already."""
+        columns = (
+            {k: c for k, c in self._columns.items() if c.level != "group"} if self.count("group") > 1 else self._columns
+        )
+        bounds = torch.tensor([0, len(self)], device=self.device)
+        return Episodes({**self._offsets, "group": bounds}, columns)
+
     def split(self, budget: int, cost: Tensor) -> list[Tensor]:
         """Episode indices of micro-batches, longest first, such that rows x longest `cost` [E] <= `budget`.
 

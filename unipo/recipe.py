@@ -11,25 +11,9 @@ from typing import Any, Self
 
 from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs_of, parts_of
 from unipo.sources.controllers import Controller
-from unipo.sources.filters import GroupFilter, Relabel
+from unipo.sources.spec import RolloutSpec
 
 KINDS = ("rollout", "demo", "pair")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutSpec:
-    """What a method asks of its rollouts.
-
-    `group`: rollouts per prompt. `keep`: groups that are used; where it drops some, up to `refill` further rounds of
-    prompts are sampled until the batch is full. `relabel`: applied to rewards before anything else.
-    `demonstration`: the prompt's demonstration joins its group, as kind "demo".
-    """
-
-    group: int = 8
-    keep: GroupFilter = GroupFilter()
-    refill: int = 0
-    relabel: tuple[Relabel, ...] = ()
-    demonstration: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,61 @@
+"""Fixed rows: demonstrations, preference pairs and logged rollouts, as endless keyed streams of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unipo.episodes import Episodes
+from unipo.sources.encode import Message, encode_completion, encode_prompt
+from unipo.sources.keyed import shuffled
+from unipo.sources.prompts import prompt_identity
+
+Text = str | Sequence[Message]
+
+
+@dataclass
+class Rows:
+    """Draws `groups_per_step` groups a step from a fixed set, in a new keyed order every epoch."""
+
+    episodes: Episodes
+    groups_per_step: int
+    seed: int
+    position: int = 0
+
+    def draw(self, step: int, version: int) -> Episodes:
+        n = self.episodes.count("group")
+        chosen = [shuffled(self.position + i, n, self.seed, "rows") for i in range(self.groups_per_step)]
+        self.position += self.groups_per_step
+        return self.episodes.select(torch.tensor(chosen), "group")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.position = int(state["position"])
+
+
+def demonstration_episodes(tokenizer: Any, prompts: Sequence[Text], completions: Sequence[str]) -> Episodes:
+    """Episodes of kind "demo": no behavior log-probs, no policy version."""
+    return Episodes.build(
+        [encode_completion(tokenizer, c) for c in completions],
+        [encode_prompt(tokenizer, p) for p in prompts],
+        kind=["demo"] * len(prompts), prompt_id=[prompt_identity(p) for p in prompts],
+        policy_version=[-1] * len(prompts), truncated=[False] * len(prompts),
+    )  # fmt: skip
+
+
+def pair_episodes(tokenizer: Any, prompts: Sequence[Text], chosen: Sequence[str], rejected: Sequence[str]) -> Episodes:
+    """Episodes of kind "pair": groups of two, the chosen answer first."""
+    n = len(prompts)
+    contexts = [encode_prompt(tokenizer, p) for p in prompts]
+    answers = [encode_completion(tokenizer, a) for pair in zip(chosen, rejected, strict=True) for a in pair]
+    identity = [prompt_identity(p) for p in prompts]
+    return Episodes.build(
+        answers, [c for c in contexts for _ in range(2)], [i for i in range(n) for _ in range(2)],
+        kind=["pair"] * (2 * n), chosen=[True, False] * n, prompt_id=[i for i in identity for _ in range(2)],
+        policy_version=[-1] * (2 * n), truncated=[False] * (2 * n),
+    )  # fmt: skip
