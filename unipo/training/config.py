@@ -1,0 +1,181 @@
+"""The whole configuration of a run: typed, flat, written to `config.yaml`, and the same on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """How a run is made. Amounts are per step unless they say otherwise."""
+
+    method: str = "grpo"
+    """Method, or a weighted sum of methods such as grpo+0.2*sft+0.1*dpo."""
+    task: str = "arithmetic"
+    """Embedded task (arithmetic, arithmetic:2, countdown, ...), a dataset file or folder, or a hub name."""
+    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Keyword arguments by method: {"grpo": {"clip_high": 0.28}}; on the command line --grpo.clip-high 0.28."""
+
+    steps: int = 150
+    """Steps: one batch is drawn and trained on in each."""
+    seed: int = 0
+    """Everything that is drawn at random is keyed by it."""
+    out: str = ""
+    """Run directory (default: runs/METHOD-TASK-sSEED)."""
+
+    model: str = "tiny"
+    """"tiny" (shipped, about 1M parameters, warm-started on the embedded tasks), a folder, or a hub name."""
+    reward: str = ""
+    """Rewards, comma-separated, each NAME[*WEIGHT]: a name (math, exact_match), package.module:function or
+    file.py:function. Default: the task's own; "math" for datasets."""
+    on_reward_error: str = "raise"
+    """What a failing reward does to the run: raise, or drop (the row is dropped and counted)."""
+    reward_timeout: float = 60.0
+    """Seconds that one call of a reward function may take."""
+
+    prompts: int = 32
+    """Prompts that are sampled."""
+    rollouts: int = 0
+    """Rollouts per prompt (0: the method's own group size)."""
+    replay: int = 0
+    """Groups replayed from older steps (and from --replay-from)."""
+    replay_from: str = ""
+    """Rollouts to start the replay from: a run directory, or a dataset with prompt, completion, reward[, logprobs]."""
+    replay_capacity: int = 4096
+    """Groups that the replay remembers."""
+    max_staleness: int = -1
+    """Oldest rollouts that are replayed, in policy updates (-1: no limit)."""
+    demos: str = ""
+    """Demonstrations: "task" (the task's own expert), "task:worked" (in that style), or a dataset."""
+    demos_per_step: int = 16
+    """Demonstrations in a batch."""
+    pairs: str = ""
+    """Preference pairs: "task", or a dataset with prompt, chosen and rejected."""
+    pairs_per_step: int = 16
+    """Pairs in a batch."""
+    dataset_rows: int = 1024
+    """How many demonstrations or pairs an embedded task writes for "task"."""
+
+    max_tokens: int = 0
+    """Longest completion (0: the task's own, 256 for datasets)."""
+    max_prompt_tokens: int = 0
+    """Longest prompt accepted (0: what the model's context leaves)."""
+    temperature: float = 1.0
+    """Of sampling, and of the log-probs that are trained."""
+    top_p: float = 1.0
+    """Nucleus sampling."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens (0: all)."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion."""
+
+    learning_rate: float = 1e-3
+    """Of the policy (1e-3 suits the tiny model; 1e-6 to 1e-5 suits large ones)."""
+    value_learning_rate: float = 3e-3
+    """Of a critic's head."""
+    weight_decay: float = 0.0
+    """AdamW weight decay of matrices."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    warmup: int = 0
+    """Updates of linear learning-rate warm-up."""
+    schedule: str = "constant"
+    """Learning rate after warm-up: constant, linear or cosine."""
+    token_budget: int = 16384
+    """Tokens per micro-batch: memory, never the gradient."""
+    epochs: int = 0
+    """Passes over each batch (0: the method's own)."""
+    minibatches: int = 0
+    """Optimiser updates per pass (0: the method's own)."""
+
+    eval_every: int = 25
+    """Steps between held-out evaluations (0: only before and after)."""
+    eval_prompts: int = 256
+    """Held-out prompts."""
+    eval_samples: int = 1
+    """Completions per held-out prompt; more than one also gives pass@k."""
+    eval_temperature: float = 1.0
+    """Of evaluation (0: greedy)."""
+    held_out: str = ""
+    """Dataset to evaluate on (default: the task's held-out split; for datasets a tenth of the rows, kept apart)."""
+
+    checkpoint_every: int = 25
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    save_episodes: bool = True
+    """Write every step's rollouts to episodes/ (they can be replayed by later runs)."""
+
+    dtype: str = "float32"
+    """Of the weights: float32, bfloat16, float64."""
+    autocast: str = "off"
+    """Mixed precision of the forward and backward: off, bfloat16."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters (0: all weights are trained)."""
+    lora_alpha: float = 0.0
+    """LoRA scale (0: twice the rank)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int = 0
+    """CPU threads (0: torch's choice)."""
+    chat: bool = False
+    """Wrap plain prompts as one user message through the chat template."""
+    tensorboard: bool = True
+    """Write TensorBoard files to tensorboard/."""
+    wandb: str = ""
+    """Weights & Biases project (needs the wandb extra)."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "prompts": (self.prompts >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "above 0 (the log-probs that are trained are divided by it)"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "on_reward_error": (self.on_reward_error in ("raise", "drop"), "raise or drop"),
+            "schedule": (self.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+            "dtype": (self.dtype in ("float32", "bfloat16", "float64"), "float32, bfloat16 or float64"),
+            "autocast": (self.autocast in ("off", "bfloat16"), "off or bfloat16"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "clip_norm": (self.clip_norm > 0, "above 0"),
+            "token_budget": (self.token_budget >= 1, "at least 1"),
+            "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
+            "keep_checkpoints": (self.keep_checkpoints >= 1, "at least 1"),
+            "eval_prompts": (self.eval_prompts >= 0, "0 or more"),
+            "eval_samples": (self.eval_samples >= 1, "at least 1"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}: expected {expected}")
+
+    @property
+    def folder(self) -> Path:
+        name = f"{self.method}-{Path(self.task).stem or self.task}-s{self.seed}"
+        return Path(self.out or f"runs/{''.join(c if c.isalnum() or c in '-_.+' else '_' for c in name)}")
+
+    def to_yaml(self) -> str:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["stop"] = list(self.stop)
+        plain["method_options"] = {k: dict(v) for k, v in self.method_options.items()}
+        return yaml.safe_dump(plain, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> RunConfig:
+        """Raises ConfigError for a key that this version does not know."""
+        plain = yaml.safe_load(text)
+        if not isinstance(plain, dict):
+            raise ConfigError("config.yaml does not hold a mapping: it is damaged, or not a run's")
+        unknown = sorted(set(plain) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"config.yaml has keys that this version does not know: {', '.join(unknown)}")
+        plain["stop"] = tuple(plain.get("stop", ()))
+        return cls(**plain)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be right; the message says which and what to do."""

@@ -1,0 +1,90 @@
+"""What a run shows while it goes: one live line with a bar, a line per evaluation, and notes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+SHOWN = {
+    "reward": ("reward", "{:.3f}"), "length": ("len", "{:.1f}"), "entropy": ("ent", "{:.2f}"), "kl": ("kl", "{:.1e}"),
+    "ess": ("ess", "{:.2f}"), "clipped_share": ("clip", "{:.3f}"),
+}  # fmt: skip
+QUIET_SECONDS = 5.0
+"""Where there is no terminal, a line is printed this often."""
+
+
+class Progress:
+    """Live on a terminal; plain lines elsewhere; nothing when `console` is quiet."""
+
+    def __init__(self, steps: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.steps = steps
+        self._bar = Bar(
+            TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("eta"),
+            TimeRemainingColumn(), TextColumn("{task.description}"), console=self.console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=steps)
+        self._printed = 0.0
+        self._last = (0.0, 0.0)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Show the row of a step; a measured accuracy gets a line of its own."""
+        line = " ".join(f"{label} {form.format(row[k])}" for k, (label, form) in SHOWN.items() if _finite(row.get(k)))
+        line += self._speed(row)
+        self._bar.update(self._task, completed=int(row["step"]), description=line)
+        if _finite(row.get("accuracy")):
+            self._say(
+                f"step {int(row['step']):>4}  held-out accuracy [bold]{row['accuracy']:.1%}[/] "
+                f"[dim](95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%})[/]"
+            )
+        if not self.console.is_terminal and time.monotonic() - self._printed > QUIET_SECONDS and line:
+            self._say(f"step {int(row['step']):>4}/{self.steps}  {line}")
+
+    def _speed(self, row: Mapping[str, float]) -> str:
+        tokens, seconds = row.get("tokens_sampled", 0.0) + row.get("tokens_trained", 0.0), row.get("seconds", 0.0)
+        (before, then), self._last = self._last, (tokens, seconds)
+        return f" {(tokens - before) / (seconds - then):,.0f} tok/s" if seconds > then and tokens > before else ""
+
+    def terms(self, row: Mapping[str, float], titles: Sequence[str]) -> None:
+        """The effective weight of each term, as the first batch has it."""
+        table = Table(
+            "term", "coefficient", "tokens moved", "gradient share", title="what moves the policy (first batch)"
+        )
+        for title in dict.fromkeys(titles):
+            key = f"ledger/term/{title}"
+            cells = (
+                f"{row[key + '/coefficient']:g}",
+                f"{row[key + '/tokens']:.0f}",
+                f"{row[key + '/gradient_share']:.1%}",
+            )
+            table.add_row(title, *cells)
+        self.console.print(table)
+
+    def note(self, message: str) -> None:
+        self._say(f"[yellow]note[/] {message}")
+
+    def _say(self, text: str) -> None:
+        self._printed = time.monotonic()
+        self.console.print(text, highlight=False)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
