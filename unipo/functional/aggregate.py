@@ -1,0 +1,32 @@
+"""Per-step losses to one number: every function returns (numerator, denominator), divided once by the caller."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from unipo.episodes import segment_reduce
+
+
+def token_mean(x: Tensor) -> tuple[Tensor, int]:
+    """TOK: the sum over steps [N], and the number of steps (at least 1)."""
+    return x.sum(), max(len(x), 1)
+
+
+def episode_mean(x: Tensor, index: Tensor, n: int) -> tuple[Tensor, int]:
+    """SEQ: the sum over episodes of the mean over their steps, and the number of episodes.
+
+    An episode without steps adds 0 and counts.
+    """
+    return segment_reduce(x, index, n, "mean").sum(), max(n, 1)
+
+
+def episode_sum(x: Tensor, n: int) -> tuple[Tensor, int]:
+    """SUM: the sum over steps, and the number of episodes."""
+    return x.sum(), max(n, 1)
+
+
+def constant(x: Tensor, n: int, budget: float) -> tuple[Tensor, float]:
+    """CONST: the sum over steps, and budget * number of episodes (Dr. GRPO, arXiv 2503.20783)."""
+    if budget <= 0:
+        raise ValueError(f"the token budget is {budget}: expected a positive number, such as the longest completion")
+    return x.sum(), max(n, 1) * budget
