@@ -5,20 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unipo.sources.data_problems import DataError, Findings, Problem
-from unipo.sources.data_rows import KINDS, PromptRow, RolloutRow
-from unipo.sources.datasets import PROMPTS, Dataset, Prompt, read_rows, repeats
+from unipo.sources.data_problems import Findings, Problem
+from unipo.sources.data_rows import KINDS, PROMPTS, Prompt, PromptRow, RolloutRow
+from unipo.sources.datasets import Dataset, read_rows, repeats
+from unipo.sources.encode import encode_completion, encode_prompt
 
-Tokenizer = Any  # a transformers tokenizer: __call__ on a list of texts, apply_chat_template
-BATCH = 1024
+Tokenizer = Any  # of transformers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +71,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
-    """`lengths`: spread by "prompt", "completion", "chosen", "rejected", in `unit`s (characters or tokens).
+    """`characters`, `tokens`: lengths by "prompt", "completion", "chosen", "rejected" (tokens: with a tokenizer only).
 
-    `rewards`: spread by source. `groups`: spread of the number of rollouts per group (None without rollouts).
-    `repeated_prompts`: rows whose prompt an earlier row has. `problems`: the first found, `more` others.
+    `rewards`: spread by source ("" where rows name none). `groups`: spread of the number of rollouts per group, None
+    without rollouts. `repeated_prompts`: rows whose prompt an earlier row has (0 for rollouts, where that is meant).
+    `problems`: the first found, `more` others.
     """
 
     name: str
@@ -80,19 +83,25 @@ class DataReport:
     rows: int
     columns: tuple[ColumnSummary, ...]
     uses: tuple[Use, ...]
-    lengths: dict[str, Spread]
+    characters: dict[str, Spread]
     tokens: dict[str, Spread]
     rewards: dict[str, Spread]
     groups: Spread | None
     repeated_prompts: int
     problems: tuple[Problem, ...]
     more: int
-    warnings: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
         """Whether a run may start on this data."""
         return not self.problems and any(use.possible for use in self.uses)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a run may start with, but the user should know."""
+        if not self.repeated_prompts:
+            return ()
+        return (f"{self.repeated_prompts:,} of {self.rows:,} rows repeat the prompt of an earlier row",)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -107,10 +116,13 @@ def _render(report: DataReport) -> Iterator[str]:
     yield f"{report.name}: {report.rows:,} rows{files}"
     width = max((len(c.name) for c in report.columns), default=0)
     for column in report.columns:
-        yield f"  {column.name:<{width}}  {column.family}" + (f", {column.missing:.1%} missing" if column.missing else "")
+        yield f"  {column.name:<{width}}  {column.family}" + (
+            f", {column.missing:.1%} missing" if column.missing else ""
+        )
     for use in report.uses:
-        yield f"  use as {use.kind:<14} {f'yes, {use.rows:,} rows' if use.possible else f'no: {use.missing or "no usable rows"}'}"
-    for unit, spreads in (("characters", report.lengths), ("tokens", report.tokens)):
+        answer = f"yes, {use.rows:,} rows" if use.possible else f"no: {use.missing or 'no usable rows'}"
+        yield f"  use as {use.kind:<14} {answer}"
+    for unit, spreads in (("characters", report.characters), ("tokens", report.tokens)):
         yield from (f"  {name}, {unit}: {spread}" for name, spread in spreads.items())
     yield from (f"  reward{f' of {source}' if source else ''}: {spread}" for source, spread in report.rewards.items())
     if report.groups is not None:
@@ -122,29 +134,106 @@ def _render(report: DataReport) -> Iterator[str]:
         yield f"  ... and {report.more:,} more"
 
 
+# ---- lengths -------------------------------------------------------------------------------------------------------
+def count_characters(prompt: Prompt) -> int:
+    """Characters of a text, or of the contents of chat messages."""
+    return len(prompt) if isinstance(prompt, str) else sum(len(m["content"] or "") for m in prompt)
+
+
+def long_prompts(data: Dataset, tokenizer: Tokenizer, max_prompt_tokens: int) -> Iterator[Problem]:
+    """A problem for each row whose prompt has more than `max_prompt_tokens` tokens, counted as a run encodes them.
+
+    Rows that cannot be read as prompts are passed over. Raises ValueError when messages come without a chat template.
+    """
+    for row in data.records(PROMPTS, Findings()):
+        length = len(encode_prompt(tokenizer, row.prompt))
+        if length > max_prompt_tokens:
+            yield _too_long(row, length, max_prompt_tokens, data)
+
+
+def _too_long(row: PromptRow, length: int, limit: int, data: Dataset) -> Problem:
+    column = "prompt" if "prompt" in data.columns else "messages"
+    found = f"{length:,} tokens, more than the limit of {limit:,}"
+    return row.where.problem(column, found, "shorten it, remove the row, or raise the limit")
+
+
+# ---- survey --------------------------------------------------------------------------------------------------------
+class _Survey:
+    """Walks every possible use once: usable rows, lengths, rewards and groups; what is wrong goes to `findings`."""
+
+    def __init__(self, data: Dataset, findings: Findings, tokenizer: Tokenizer | None, limit: int | None) -> None:
+        self.data, self.findings, self.tokenizer, self.limit = data, findings, tokenizer, limit
+        self.characters: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+        self.tokens: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+        self.rewards: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+        self.groups: Counter[str | int] = Counter()
+
+    def use(self, kind: str) -> Use:
+        missing = self.data.missing(kind) if len(self.data) else "no rows"
+        if missing:
+            return Use(kind=kind, rows=0, missing=missing)
+        rows, texts = 0, [name for name in _TEXTS[kind] if name not in self.characters]
+        for record in self.data.records(KINDS[kind], self.findings):
+            rows += 1
+            for name in texts:
+                self._measure(name, record)
+            if isinstance(record, RolloutRow):
+                self._score(record)
+        return Use(kind=kind, rows=rows, missing="")
+
+    def _measure(self, name: str, record: Any) -> None:
+        text = getattr(record, name)
+        self.characters[name].append(count_characters(text))
+        if self.tokenizer is None:
+            return
+        try:
+            length = len(
+                encode_prompt(self.tokenizer, text) if name == "prompt" else encode_completion(self.tokenizer, text)
+            )
+        except ValueError as error:  # messages, and no chat template: said once
+            self.findings.add(Problem("tokenizer", str(error), "choose another model, or add a template"))
+            self.tokenizer = None
+            return
+        self.tokens[name].append(length)
+        if isinstance(record, PromptRow) and self.limit is not None and length > self.limit:
+            self.findings.add(_too_long(record, length, self.limit, self.data))
+
+    def _score(self, row: RolloutRow) -> None:
+        self.rewards[row.source].append(row.reward)
+        self.groups[json.dumps(row.prompt) if row.group is None else row.group] += 1
+
+
+_TEXTS = {"prompts": ("prompt",), "demonstrations": ("prompt", "completion"), "pairs": ("prompt", "chosen", "rejected"),
+          "labels": ("prompt", "completion"), "rollouts": ("prompt", "completion")}  # fmt: skip
+
+
 def check(path: str | Path, tokenizer: Tokenizer | None = None, max_prompt_tokens: int | None = None,
           split: str = "train") -> DataReport:  # fmt: skip
     """Read all of a data set, try every use that its columns allow, and report.
 
-    With `tokenizer`, lengths are also in tokens, and prompts longer than `max_prompt_tokens` are problems.
+    With `tokenizer` (transformers), lengths are also in tokens, and prompts longer than `max_prompt_tokens` are problems.
     """
     findings = Findings()
     data = read_rows(path, split, findings)
-    columns = tuple(
-        ColumnSummary(name=n, family=f, missing=data.table[n].null_count / len(data)) for n, f in data.families.items()
-    )
-    survey = _Survey(data, findings, tokenizer)
+    survey = _Survey(data, findings, tokenizer, max_prompt_tokens)
     uses = tuple(survey.use(kind) for kind in KINDS)
-    if len(data) and not any(use.possible for use in uses) and not findings.total:
-        lacking = "; ".join(f"{use.kind}: {use.missing}" for use in uses)
-        findings.add(Problem(data.name, f"no use is possible ({lacking})", "rename or add columns"))
-    if tokenizer is not None and max_prompt_tokens is not None and not data.missing("prompts"):
-        for problem in long_prompts(data, tokenizer, max_prompt_tokens):
-            findings.add(problem)
-    repeated = 0 if survey.rewards else _repeated_prompts(data)
-    warnings = survey.warnings + ((f"{repeated:,} of {len(data):,} rows repeat the prompt of an earlier row",) if repeated else ())
-    return DataReport(name=data.name, files=tuple(f for f, _ in data.files), rows=len(data), columns=columns, uses=uses,
-                      lengths=_spreads(survey.characters), tokens=_spreads(survey.tokens), rewards=_spreads(survey.rewards),
+    if len(data) and all(use.missing for use in uses):
+        findings.add(data.lacks(f"cannot be used for anything: {uses[0].missing}, and none of its alternatives"))
+    repeated = 0 if "rollouts" in data.kinds else _repeated_prompts(data)
+    columns = [ColumnSummary(name=name, family=family, missing=data.table[name].null_count / len(data))
+               for name, family in data.families.items()]  # fmt: skip
+    return DataReport(name=data.name, files=tuple(file for file, _ in data.files), rows=len(data),
+                      columns=tuple(columns), uses=uses, characters=_spreads(survey.characters),
+                      tokens=_spreads(survey.tokens), rewards=_spreads(survey.rewards),
                       groups=Spread.of(list(survey.groups.values())) if survey.groups else None,
-                      repeated_prompts=repeated, problems=tuple(findings.problems), more=findings.more,
-                      warnings=warnings)  # fmt: skip
+                      repeated_prompts=repeated, problems=tuple(findings.problems), more=findings.more)  # fmt: skip
+
+
+def _spreads(values: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    return {name: Spread.of(x) for name, x in values.items() if len(x)}
+
+
+def _repeated_prompts(data: Dataset) -> int:
+    """How many rows have exactly the prompt of an earlier row."""
+    column = next((c for c in ("prompt", "messages") if c in data.columns), None)
+    return 0 if column is None else len(repeats(data.table[column])[0])

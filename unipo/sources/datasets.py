@@ -60,8 +60,20 @@ from unipo.sources.data_rows import (
     nearest,
 )
 
-__all__ = ["DataError", "Dataset", "DemonstrationRow", "LabelRow", "PairRow", "Problem", "PromptRow", "RolloutRow",
-           "Rows", "Where", "load_rows", "read_rows"]  # fmt: skip
+__all__ = [
+    "DataError",
+    "Dataset",
+    "DemonstrationRow",
+    "LabelRow",
+    "PairRow",
+    "Problem",
+    "PromptRow",
+    "Records",
+    "RolloutRow",
+    "Where",
+    "load_rows",
+    "read_rows",
+]  # fmt: skip
 BATCH = 2048
 T = TypeVar("T", bound="PromptRow | DemonstrationRow | PairRow | LabelRow | RolloutRow")
 
@@ -162,7 +174,7 @@ class Dataset(Sequence[dict[str, Any]]):
             return self
         lacking = self.missing(kind)
         if lacking:
-            raise DataError([self._lacks(f"cannot be used for {kind}: {lacking}")])
+            raise DataError([self.lacks(f"cannot be used for {kind}: {lacking}")])
         findings = Findings()
         usable = sum(1 for _ in self.records(KINDS[kind], findings))
         if not usable and not findings.total:
@@ -171,7 +183,8 @@ class Dataset(Sequence[dict[str, Any]]):
         self._checked.add(kind)
         return self
 
-    def _lacks(self, found: str) -> Problem:
+    def lacks(self, found: str) -> Problem:
+        """A problem of the columns as a whole, which names those that exist."""
         return Problem(self.name, f"{found}; columns: {', '.join(self.columns)}", "rename or add the column")
 
     def records(self, kind: Kind[T], findings: Findings, start: int = 0, stop: int | None = None) -> Iterator[T]:
@@ -190,24 +203,24 @@ class Dataset(Sequence[dict[str, Any]]):
                 if record is not None:
                     yield record
 
-    def prompts(self) -> Rows[PromptRow]:
+    def prompts(self) -> Records[PromptRow]:
         """Rows to sample from. Raises DataError before the first row when any row is unusable; so do the four below."""
-        return Rows(self.require("prompts"), PROMPTS)
+        return Records(self.require("prompts"), PROMPTS)
 
-    def demonstrations(self) -> Rows[DemonstrationRow]:
-        return Rows(self.require("demonstrations"), DEMONSTRATIONS)
+    def demonstrations(self) -> Records[DemonstrationRow]:
+        return Records(self.require("demonstrations"), DEMONSTRATIONS)
 
-    def pairs(self) -> Rows[PairRow]:
-        return Rows(self.require("pairs"), PAIRS)
+    def pairs(self) -> Records[PairRow]:
+        return Records(self.require("pairs"), PAIRS)
 
-    def labels(self) -> Rows[LabelRow]:
-        return Rows(self.require("labels"), LABELS)
+    def labels(self) -> Records[LabelRow]:
+        return Records(self.require("labels"), LABELS)
 
-    def rollouts(self) -> Rows[RolloutRow]:
-        return Rows(self.require("rollouts"), ROLLOUTS)
+    def rollouts(self) -> Records[RolloutRow]:
+        return Records(self.require("rollouts"), ROLLOUTS)
 
 
-class Rows(Sequence[T], Generic[T]):
+class Records(Sequence[T], Generic[T]):
     """A checked data set as records of one kind, made when asked for; `rows[i]`, `len(rows)`, `for row in rows`."""
 
     __slots__ = ("_data", "_kind")
@@ -221,10 +234,10 @@ class Rows(Sequence[T], Generic[T]):
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> Rows[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Rows[T]:
+    def __getitem__(self, index: slice) -> Records[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Records[T]:
         if isinstance(index, slice):
-            return Rows(self._data[index], self._kind)
+            return Records(self._data[index], self._kind)
         i = range(len(self))[index]
         return next(self._data.records(self._kind, Findings(), i, i + 1))
 
@@ -267,7 +280,7 @@ def load_rows(path_or_name: str | Path, split: str = "train", rename: Mapping[st
     findings.raise_any()
     if not data.kinds:
         lacking = KINDS["prompts"].missing(data.families)
-        raise DataError([data._lacks(f"cannot be used for anything: {lacking}, and none of its alternatives")])
+        raise DataError([data.lacks(f"cannot be used for anything: {lacking}, and none of its alternatives")])
     if "prompts" in data.kinds:
         data.require("prompts")
     return data
