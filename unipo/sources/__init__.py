@@ -1,0 +1,1 @@
+"""Where episodes come from: prompts, rollouts, replay, rows, the mixer, filters and controllers."""
