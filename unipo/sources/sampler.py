@@ -204,12 +204,17 @@ def mix(keys: Tensor) -> Tensor:
 
 def uniform(key: Tensor, position: int) -> Tensor:
     """Uniform numbers in [0, 1) with 53 random bits, a function of (key, position): [n] float64."""
-    bits = _finalise(key + (position + 1) * _GOLDEN)
+    bits = _finalise(key + _wrapped((position + 1) * _GOLDEN))
     return ((bits >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)
 
 
 _GOLDEN = -7046029254386353131
 _FIRST, _SECOND = -4658895280553007687, -7723592293110705685
+
+
+def _wrapped(x: int) -> int:
+    """x modulo 2^64, as a signed 64-bit integer."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _finalise(x: Tensor) -> Tensor:
