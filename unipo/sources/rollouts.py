@@ -41,6 +41,7 @@ class Rollouts:
     position: int = 0
     tokens_sampled: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def draw(self, step: int, version: int) -> Episodes:
         """One batch of groups that the recipe's filter keeps; `dropped` counts the others by reason.
@@ -49,6 +50,7 @@ class Rollouts:
         round is returned unfiltered, so that a step never has an empty batch.
         """
         kept: list[Episodes] = []
+        self._seen: list[tuple[float, int, bool]] = []
         for _ in range(1 + self.spec.refill):
             wanted = self.prompts_per_step - sum(e.count("group") for e in kept)
             fresh = self._sampled(self._next(wanted, step), step, version)
@@ -58,7 +60,19 @@ class Rollouts:
                 kept.append(fresh.select(keep, "group"))
             if sum(e.count("group") for e in kept) >= self.prompts_per_step:
                 break
+        self._measure()
         return Episodes.cat(kept) if kept else fresh
+
+    def _measure(self) -> None:
+        """Means over everything that was sampled in this step, before any filter or relabelling."""
+        n = max(len(self._seen), 1)
+        reward, length, truncated = (sum(float(row[i]) for row in self._seen) / n for i in range(3))
+        self.metrics = {
+            "reward": reward,
+            "length": length,
+            "truncated_share": truncated,
+            "rollouts": float(len(self._seen)),
+        }
 
     def _next(self, n: int, step: int) -> list[Prompt]:
         prompts = self.prompts.at(step) if isinstance(self.prompts, Curriculum) else self.prompts
@@ -74,6 +88,8 @@ class Rollouts:
         completions = self.sampler.sample(repeated, keys)
         self.tokens_sampled += sum(len(c.tokens) for c in completions)
         scored = self._scored([p for p in prompts for _ in range(n)], completions)
+        facts = zip(scored.reward.tolist(), scored.kept.tolist(), completions, strict=True)
+        self._seen += [(r, len(c.tokens), c.truncated) for r, kept, c in facts if kept]
         self.dropped["no reward"] += int((~scored.kept).sum())
         made = rollout_episodes(repeated, completions, [p.id for p in prompts for _ in range(n)], scored, version)
         made = made.select(scored.kept)
