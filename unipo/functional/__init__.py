@@ -2,6 +2,14 @@
 
 Shapes: [N] steps, [E] episodes, [G] groups, [P] pairs. `index` is the int64 segment id of each entry, `n` the number of
 segments. Nothing here mutates its inputs; ratios are formed in log space and clamped before `exp`.
+
+    advantages    subtract `group_mean` `leave_one_out_mean` `batch_mean`, divide by `group_std` `batch_std`: `normalize`;
+                  `beta_parameters` `beta_scale` (BNPO); over time `gae` `discounted_return`
+    weights       `log_ratio` `token_ratio` `sequence_ratio` `geometric_ratio`; masks `clip_mask` `dual_clip_mask`
+                  `two_side_mask` `ring_mask`; tapers `truncate` `taper`; `effective_sample_size`
+    divergences   from samples `k1` `k2` `k3` `weighted_k3`; over full distributions `kl` `entropy` `generalised_jsd`
+    pairs         `pair_margin`; links `logistic` `squared` `hinge`; all pairs of a group `pairwise_square`
+    aggregate     `token_mean` `episode_mean` `episode_sum` `constant`
 """
 
 from unipo.functional.advantages import (
@@ -17,8 +25,8 @@ from unipo.functional.advantages import (
     normalize,
 )
 from unipo.functional.aggregate import constant, episode_mean, episode_sum, token_mean
-from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl
-from unipo.functional.pairs import hinge, logistic, pairwise_square, squared
+from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl, weighted_k3
+from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
 from unipo.functional.weights import (
     clip_mask,
     dual_clip_mask,
@@ -29,6 +37,7 @@ from unipo.functional.weights import (
     sequence_ratio,
     taper,
     token_ratio,
+    truncate,
     two_side_mask,
 )
 
@@ -59,6 +68,7 @@ __all__ = [
     "log_ratio",
     "logistic",
     "normalize",
+    "pair_margin",
     "pairwise_square",
     "ring_mask",
     "sequence_ratio",
@@ -66,5 +76,7 @@ __all__ = [
     "taper",
     "token_mean",
     "token_ratio",
+    "truncate",
     "two_side_mask",
+    "weighted_k3",
 ]

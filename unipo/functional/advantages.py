@@ -1,15 +1,35 @@
-"""Advantages: centre and scale chosen independently, discounting, GAE, and BNPO's adaptive scale."""
+"""Advantages: centre and scale chosen independently, discounting, GAE, and BNPO's adaptive scale.
+
+Shapes: [E] episodes, [N] steps, [G] groups. Two rules hold exactly, whatever rounding does and without any eps: a group
+of one has advantage 0, and so has a group of equal values (largest equals smallest; "std > 0" would be no test, since the
+mean of 0.3, 0.3, 0.3 need not be 0.3). The slot that an advantage fills detaches it; nothing here does.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from unipo.episodes import offsets_of, segment_reduce
+from unipo.episodes import segment_reduce
+from unipo.functional.shapes import same_length
+
+__all__ = [
+    "batch_mean",
+    "batch_std",
+    "beta_parameters",
+    "beta_scale",
+    "discounted_return",
+    "gae",
+    "group_mean",
+    "group_std",
+    "leave_one_out_mean",
+    "normalize",
+]
 
 
 def group_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
     """Mean of each entry's own group: [E] -> [E]. A group of equal values gives exactly that value."""
+    same_length(values=values, index=index)
     low, high = (segment_reduce(values, index, n, how) for how in ("min", "max"))
     mean = segment_reduce(values, index, n, "mean")
     return torch.where(low == high, low, mean)[index]
@@ -27,8 +47,10 @@ def leave_one_out_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
 
 
 def batch_mean(values: Tensor) -> Tensor:
-    """Mean of all entries, as [E]."""
-    return values.mean().expand_as(values) if len(values) else values
+    """Mean of all entries, as [E]; exactly their value when they are equal."""
+    if len(values) == 0 or bool(values.max() == values.min()):
+        return values.clone()
+    return values.mean().expand_as(values)
 
 
 def group_std(values: Tensor, index: Tensor, n: int, unbiased: bool = True) -> Tensor:
@@ -39,19 +61,23 @@ def group_std(values: Tensor, index: Tensor, n: int, unbiased: bool = True) -> T
     return (segment_reduce(square, index, n) / denominator).sqrt()[index]
 
 
-def batch_std(values: Tensor) -> Tensor:
-    """Standard deviation of all entries (Bessel's correction), as [E]; 0 for fewer than two or equal entries."""
+def batch_std(values: Tensor, unbiased: bool = True) -> Tensor:
+    """Standard deviation of all entries, as [E]; exactly 0 for fewer than two or equal entries."""
     if len(values) < 2 or bool(values.max() == values.min()):
         return torch.zeros_like(values)
-    return values.std().expand_as(values)
+    return values.std(correction=int(unbiased)).expand_as(values)
 
 
-def normalize(values: Tensor, center: Tensor, scale: Tensor) -> Tensor:
-    """(values - center) / scale, exactly 0 where the numerator is 0, also at scale 0: [E]."""
-    centred = values - center
-    return torch.where(
-        centred == 0, torch.zeros_like(centred), centred / torch.where(scale == 0, torch.ones_like(scale), scale)
-    )
+def normalize(values: Tensor, center: Tensor, scale: Tensor, eps: float = 0.0) -> Tensor:
+    """(values - center) / (scale + eps): [E]; exactly 0 where the numerator or the whole denominator is 0.
+
+    A group without spread (scale 0, eps 0) has advantage 0 whatever the centre; with eps > 0 only where its centre is its
+    own mean.
+    """
+    same_length(values=values, center=center, scale=scale)
+    centred, divisor = values - center, scale + eps
+    silent = (centred == 0) | (divisor == 0)
+    return torch.where(silent, 0.0, centred / torch.where(silent, 1.0, divisor))
 
 
 def gae(reward: Tensor, value: Tensor, index: Tensor, n: int, gamma: float, lam: float,
@@ -60,28 +86,36 @@ def gae(reward: Tensor, value: Tensor, index: Tensor, n: int, gamma: float, lam:
 
     `reward`, `value` [N] in time order, `index` [N] the (sorted) episode of each step, `bootstrap` [n] the value after the
     last step (default 0: terminated). Returns (advantage [N], return = advantage + value [N]), both detached from nothing:
-    detach `value` first if no gradient should pass.
+    detach `value` first if no gradient should pass. Raises `ValueError` where the steps are not sorted by episode.
 
         delta_t = r_t + gamma V_{t+1} - V_t;   A_t = delta_t + gamma lam A_{t+1}
     """
-    counts = torch.bincount(index, minlength=n)
-    starts = offsets_of(counts)[:-1]
-    last = torch.zeros(n, dtype=value.dtype, device=value.device) if bootstrap is None else bootstrap.to(value.dtype)
-    following, ahead = last, torch.zeros_like(last)
-    advantage = torch.zeros_like(value)
-    for back in range(int(counts.max()) if n else 0):
-        live = (counts > back).nonzero().squeeze(1)
-        at = starts[live] + counts[live] - 1 - back
-        delta = reward[at] + gamma * following[live] - value[at]
-        step = delta + gamma * lam * ahead[live]
-        advantage = advantage.index_put((at,), step)
-        ahead, following = ahead.index_put((live,), step), following.index_put((live,), value[at])
+    same_length(reward=reward, value=value, index=index)
+    if bool((index.diff() < 0).any()):
+        raise ValueError("expected steps sorted by episode, found descending ids in `index`; sort the steps first")
+    after = value.new_zeros(n) if bootstrap is None else bootstrap.to(value.dtype)
+    if after.shape != (n,):
+        raise ValueError(f"expected `bootstrap` [{n}], one value per episode, found {list(after.shape)}")
+    continues = torch.cat([index[1:] == index[:-1], index.new_zeros(min(len(index), 1)).bool()])
+    following = torch.where(continues, value.roll(-1), after[index])
+    advantage = _discounted_sum(reward + gamma * following - value, index, gamma * lam)
     return advantage, advantage + value
 
 
-def discounted_return(reward: Tensor, index: Tensor, n: int, gamma: float) -> Tensor:
-    """sum_k gamma^k r_{t+k} to the end of the episode: [N]."""
-    return gae(reward, torch.zeros_like(reward), index, n, gamma, 1.0)[0]
+def _discounted_sum(x: Tensor, index: Tensor, discount: float) -> Tensor:
+    """y_t = sum_k discount^k x_{t+k} within the episode: [N], by doubling: pass j makes y_t cover 2^j steps."""
+    longest = int(torch.bincount(index).max()) if len(index) else 0
+    reach = 1
+    while reach < longest:
+        ahead = torch.where(index[reach:] == index[:-reach], x[reach:], 0.0)
+        x = x + discount**reach * torch.cat([ahead, x.new_zeros(reach)])
+        reach *= 2
+    return x
+
+
+def discounted_return(reward: Tensor, index: Tensor, n: int, gamma: float, bootstrap: Tensor | None = None) -> Tensor:
+    """sum_k gamma^k r_{t+k} to the end of the episode, then the discounted `bootstrap` [n]: [N]. GAE without a critic."""
+    return gae(reward, torch.zeros_like(reward), index, n, gamma, 1.0, bootstrap)[0]
 
 
 def beta_parameters(rate: Tensor) -> tuple[float, float]:
@@ -91,17 +125,20 @@ def beta_parameters(rate: Tensor) -> tuple[float, float]:
     """
     if len(rate) < 2 or bool(rate.max() == rate.min()):
         return 1.0, 1.0
-    mean, variance = float(rate.mean()), float(rate.var())
+    mean, variance = float(rate.double().mean()), float(rate.double().var())
     common = mean * (1.0 - mean) / variance - 1.0
     return max(1.0 + common * mean / 3.0, 1.0), max(1.0 + common * (1.0 - mean) / 3.0, 1.0)
 
 
 def beta_scale(rate: Tensor, alpha: float, beta: float, largest: float = 1e6) -> Tensor:
-    """Beta density f(p; alpha, beta) as a divisor [E], with 1/f clamped to [0, largest] and 0^0 = 1."""
-    a, b = torch.tensor(alpha, dtype=rate.dtype), torch.tensor(beta, dtype=rate.dtype)
+    """Beta density f(p; alpha, beta) as a divisor [E], with 1/f clamped to [0, largest] and 0^0 = 1.
+
+    alpha = beta = 1: f = 1 (Dr. GRPO); alpha = beta = 3/2: GRPO with the population std, up to pi / 8. In float64 inside:
+    the log-gamma of a large parameter cancels.
+    """
+    p = rate.double()
+    a, b = (torch.tensor(x, dtype=torch.float64, device=rate.device) for x in (alpha, beta))
     log_f = (
-        torch.xlogy(a - 1, rate)
-        + torch.xlogy(b - 1, 1 - rate)
-        - (torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b))
+        torch.xlogy(a - 1, p) + torch.xlogy(b - 1, 1 - p) - (torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b))
     )
-    return log_f.exp().clamp(min=1.0 / largest)
+    return log_f.exp().clamp(min=1.0 / largest).to(rate.dtype)

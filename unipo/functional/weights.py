@@ -1,4 +1,8 @@
-"""Importance weights by denominator and level, and stabilisation as masks (True: the step may move the policy)."""
+"""Importance weights by denominator and level, and stabilisation as masks (True: the step may move the policy).
+
+A clipped objective min(r A, clip(r) A) has, away from its kinks, the gradient mask * r * A * grad(logp). Shapes: [N] steps;
+`index` [N] are ids of any level (turn, episode) below `n`. A NaN (behaviour unknown) is passed on: select rows first.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,21 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import segment_reduce
+from unipo.functional.shapes import same_length, same_shape
+
+__all__ = [
+    "clip_mask",
+    "dual_clip_mask",
+    "effective_sample_size",
+    "geometric_ratio",
+    "log_ratio",
+    "ring_mask",
+    "sequence_ratio",
+    "taper",
+    "token_ratio",
+    "truncate",
+    "two_side_mask",
+]
 
 LOG_LIMIT = 30.0
 """|log ratio| beyond which a ratio is clamped: e^30 squared is still finite in float32."""
@@ -13,31 +32,36 @@ LOG_LIMIT = 30.0
 
 def log_ratio(logp: Tensor, denominator_logp: Tensor) -> Tensor:
     """log pi - log mu: [N], in the policy's dtype."""
+    same_shape(logp=logp, denominator_logp=denominator_logp)
     return logp - denominator_logp.to(logp.dtype)
 
 
 def token_ratio(log_ratio: Tensor, log_limit: float = LOG_LIMIT) -> Tensor:
-    """r_n = exp(l_n): [N], the exponent clamped to +-log_limit."""
+    """r_n = exp(l_n): [N], the exponent clamped to +-log_limit (no gradient beyond it)."""
     return log_ratio.clamp(-log_limit, log_limit).exp()
 
 
 def sequence_ratio(log_ratio: Tensor, index: Tensor, n: int, log_limit: float = LOG_LIMIT) -> Tensor:
-    """s_i = exp(sum of l over the segment): [N] -> [n]."""
+    """s_i = exp(sum of l over the segment): [N] -> [n], summed before it is clamped; 1 for an empty one."""
+    same_length(log_ratio=log_ratio, index=index)
     return token_ratio(segment_reduce(log_ratio, index, n), log_limit)
 
 
 def geometric_ratio(log_ratio: Tensor, index: Tensor, n: int, log_limit: float = LOG_LIMIT) -> Tensor:
-    """gm_i = exp(mean of l over the segment): [N] -> [n] (GSPO, arXiv 2507.18071)."""
+    """gm_i = exp(mean of l over the segment): [N] -> [n] (GSPO, arXiv 2507.18071, eq. 7); 1 for an empty one."""
+    same_length(log_ratio=log_ratio, index=index)
     return token_ratio(segment_reduce(log_ratio, index, n, "mean"), log_limit)
 
 
 def clip_mask(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """PPO's clip (arXiv 1707.06347, eq. 7) as a mask: False where A > 0 and r > 1 + high, or A < 0 and r < 1 - low."""
+    same_shape(ratio=ratio, advantage=advantage)
     return ~(((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low)))
 
 
 def dual_clip_mask(ratio: Tensor, advantage: Tensor, limit: float) -> Tensor:
-    """Dual clip (arXiv 1912.09729): False where A < 0 and r > limit."""
+    """Dual clip (arXiv 1912.09729): False where A < 0 and r > limit (limit > 1)."""
+    same_shape(ratio=ratio, advantage=advantage)
     return ~((advantage < 0) & (ratio > limit))
 
 
@@ -48,13 +72,33 @@ def two_side_mask(ratio: Tensor, low: float, high: float) -> Tensor:
 
 def ring_mask(ratio: Tensor, advantage: Tensor, low: float, high: float, outer_low: float, outer_high: float) -> Tensor:
     """True in [1 - low, 1 + high], or A >= 0 and r <= 1 - outer_low, or A <= 0 and r >= 1 + outer_high (REC, 2509.24203)."""
+    same_shape(ratio=ratio, advantage=advantage)
     far = ((advantage >= 0) & (ratio <= 1 - outer_low)) | ((advantage <= 0) & (ratio >= 1 + outer_high))
     return two_side_mask(ratio, low, high) | far
 
 
-def taper(ratio: Tensor, advantage: Tensor, positive: tuple[float, float], negative: tuple[float, float]) -> Tensor:
-    """Clamp the ratio to `positive` where A >= 0 and to `negative` where A < 0 (TOPR, arXiv 2503.14286)."""
-    return torch.where(advantage >= 0, ratio.clamp(*positive), ratio.clamp(*negative))
+def truncate(ratio: Tensor, high: float, low: float = 0.0) -> Tensor:
+    """The ratio held in [low, high]; CISPO's and AIPO's weight is min(r, high) (arXiv 2506.13585, 2505.24034).
+
+    Where low equals high the ratio is not read, so a NaN (behaviour unknown) gives that constant.
+    """
+    return torch.full_like(ratio, low) if low == high else ratio.clamp(low, high)
+
+
+def taper(
+    ratio: Tensor,
+    advantage: Tensor,
+    positive: tuple[float, float] = (1.0, 1.0),
+    negative: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Hold the ratio in `positive` where A >= 0 and in `negative` where A < 0 (TOPR, arXiv 2503.14286: the defaults).
+
+    (0, inf) twice is importance sampling; (1, 1) twice ignores where the samples came from. With positives at (1, 1) their
+    behaviour may be unknown (NaN).
+    """
+    same_shape(ratio=ratio, advantage=advantage)
+    raised, lowered = truncate(ratio, positive[1], positive[0]), truncate(ratio, negative[1], negative[0])
+    return torch.where(advantage >= 0, raised, lowered)
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:

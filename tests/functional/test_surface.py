@@ -1,0 +1,108 @@
+"""The surface: exported == documented == `__all__`, every function called once, and none mutates what it is given."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.functional import advantages, aggregate, divergences, pairs, weights
+
+MODULES = (advantages, aggregate, divergences, pairs, weights)
+INDEX = torch.tensor([0, 0, 1, 1])
+ROW = torch.tensor([0.3, 0.9, 0.5, 0.7])
+SIGN = torch.tensor([1.0, -1.0, 1.0, 0.0])
+FULL = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+CHOSEN = torch.tensor([True, False, False, True])
+
+# One call of every function: its tensors, and the numbers that follow them.
+CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
+    "batch_mean": ((ROW,), ()),
+    "batch_std": ((ROW,), ()),
+    "beta_parameters": ((ROW,), ()),
+    "beta_scale": ((ROW,), (1.5, 2.0)),
+    "clip_mask": ((ROW, SIGN), (0.2, 0.2)),
+    "constant": ((ROW,), (2, 4.0)),
+    "discounted_return": ((ROW, INDEX), (2, 0.9)),
+    "dual_clip_mask": ((ROW, SIGN), (3.0,)),
+    "effective_sample_size": ((ROW,), ()),
+    "entropy": ((FULL,), ()),
+    "episode_mean": ((ROW, INDEX), (2,)),
+    "episode_sum": ((ROW,), (2,)),
+    "gae": ((ROW, SIGN, INDEX), (2, 0.9, 0.8, torch.ones(2))),
+    "generalised_jsd": ((FULL, FULL.flip(-1)), (0.3,)),
+    "geometric_ratio": ((ROW, INDEX), (2,)),
+    "group_mean": ((ROW, INDEX), (2,)),
+    "group_std": ((ROW, INDEX), (2,)),
+    "hinge": ((ROW,), ()),
+    "k1": ((ROW,), ()),
+    "k2": ((ROW,), ()),
+    "k3": ((ROW,), ()),
+    "kl": ((FULL, FULL.flip(-1)), ()),
+    "leave_one_out_mean": ((ROW, INDEX), (2,)),
+    "log_ratio": ((ROW, SIGN), ()),
+    "logistic": ((ROW,), (0.1,)),
+    "normalize": ((ROW, SIGN, ROW), (0.1,)),
+    "pair_margin": ((ROW, CHOSEN, INDEX), (2,)),
+    "pairwise_square": ((ROW, INDEX), (2,)),
+    "ring_mask": ((ROW, SIGN), (0.2, 0.2, 0.6, 2.0)),
+    "sequence_ratio": ((ROW, INDEX), (2,)),
+    "squared": ((ROW,), (1.0,)),
+    "taper": ((ROW, SIGN), ()),
+    "token_mean": ((ROW,), ()),
+    "token_ratio": ((ROW,), ()),
+    "truncate": ((ROW,), (0.6,)),
+    "two_side_mask": ((ROW,), (0.2, 0.2)),
+    "weighted_k3": ((ROW, ROW), ()),
+}
+
+
+def public_functions(module: object) -> set[str]:
+    own = inspect.getmodule(module)
+    return {
+        n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == own.__name__ and n[0] != "_"
+    }
+
+
+def test_exported_documented_and_all_are_the_same_names() -> None:
+    assert F.__all__ == sorted(F.__all__)
+    for module in MODULES:
+        assert set(module.__all__) == public_functions(module), module.__name__
+        for name in module.__all__:
+            assert getattr(F, name) is getattr(module, name)
+    listed = {name for module in MODULES for name in module.__all__}
+    assert listed <= set(F.__all__)
+    table = set(re.findall(r"`(\w+)`", F.__doc__.split("advantages ", 1)[1]))
+    assert listed <= table <= set(F.__all__)
+    assert listed == set(CALLS)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_documented_and_typed(name: str) -> None:
+    function: Callable[..., object] = getattr(F, name)
+    assert function.__doc__, name
+    signature = inspect.signature(function)
+    assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
+    assert signature.return_annotation is not inspect.Signature.empty
+
+
+def tensors_of(found: object) -> list[Tensor]:
+    return [x for x in (found if isinstance(found, tuple) else (found,)) if isinstance(x, Tensor)]
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_nothing_is_mutated_and_no_float_changes_type(name: str) -> None:
+    tensors, rest = CALLS[name]
+    copies = [x.clone() for x in tensors]
+    for dtype in (torch.float32, torch.float64):
+        given = tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
+        for found in tensors_of(getattr(F, name)(*given, *rest)):
+            assert found.dtype in (dtype, torch.bool)
+            assert not found.isnan().any() if found.is_floating_point() else True
+        getattr(F, name)(*tensors, *rest)
+        assert all(torch.equal(x, y) for x, y in zip(tensors, copies, strict=True))
