@@ -13,7 +13,7 @@ do not depend on current signals (`Objective.linear`). Pass 3 skips episodes who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,7 +221,7 @@ class _Autocast:
         self.emits, self.total_lengths = player.emits, player.total_lengths
         self.named_parameters = player.named_parameters
 
-    def signals(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
+    def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         with torch.autocast(episodes.device.type, dtype=self.dtype):
             made = self.player.signals(episodes, names)
         return {name: value.float() for name, value in made.items()}

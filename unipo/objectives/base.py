@@ -333,4 +333,4 @@ def _times(scale: float | Knob, coefficient: float | Knob) -> float | Knob:
         raise TypeError(
             f"cannot multiply the knobs {scale.name!r} and {coefficient.name!r}: let one controller set both"
         )
-    return scale * coefficient
+    return coefficient * scale if isinstance(coefficient, Knob) else scale * coefficient  # type: ignore[operator]

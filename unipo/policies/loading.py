@@ -49,7 +49,7 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
     model.requires_grad_(True)
     if lora is not None:
         model = with_lora(model, lora)
-    return TokenPolicy(model.to(device), tokenizer, temperature)
+    return TokenPolicy(model.to(torch.device(device)), tokenizer, temperature)
 
 
 def check_tokenizer(name: str, model: Any, tokenizer: Any) -> None:
@@ -75,5 +75,5 @@ def with_lora(model: Any, lora: LoraSettings) -> Any:
 
     present = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     targets: Any = sorted(present & set(TARGETS)) or "all-linear"
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, target_modules=targets, lora_dropout=0.0)
+    config = LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha) or 2 * lora.rank, target_modules=targets, lora_dropout=0.0)
     return get_peft_model(model, config)

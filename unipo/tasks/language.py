@@ -68,7 +68,7 @@ class Countdown(Task):
     def score(self, completion: str, problem: Mapping[str, Any]) -> float:
         try:
             tree = ast.parse(completion.strip(), mode="eval")
-            used = sorted(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+            used = sorted(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, int))
             return float(used == sorted(problem["numbers"]) and evaluated(completion.strip()) == problem["target"])
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             return 0.0

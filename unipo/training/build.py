@@ -271,7 +271,8 @@ def logged_rollouts(path: str, policy: TokenPolicy) -> list[Episodes]:
 
 def _runs(identities: list[int]) -> list[int]:
     """Group numbers: equal neighbours share one."""
-    numbers, last = [], None
+    numbers: list[int] = []
+    last = None
     for identity in identities:
         numbers.append((numbers[-1] + (identity != last)) if numbers else 0)
         last = identity

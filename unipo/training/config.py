@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tyro
 import yaml
 
 
@@ -15,11 +16,11 @@ import yaml
 class RunConfig:
     """How a run is made. Amounts are per step unless they say otherwise."""
 
-    method: str = "grpo"
+    method: tyro.conf.Suppress[str] = "grpo"
     """Method, or a weighted sum of methods such as grpo+0.2*sft+0.1*dpo."""
-    task: str = "arithmetic"
+    task: tyro.conf.Suppress[str] = "arithmetic"
     """Embedded task (arithmetic, arithmetic:2, countdown, ...), a dataset file or folder, or a hub name."""
-    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    method_options: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Keyword arguments by method: {"grpo": {"clip_high": 0.28}}; on the command line --grpo.clip-high 0.28."""
 
     steps: int = 150

@@ -214,14 +214,17 @@ class Run:
         return save_checkpoint(self.folder / "checkpoints", self.step, state, {**weights, **tensors}, replayed,
                                self.config.keep_checkpoints)  # fmt: skip
 
-    def restore(self) -> None:
-        """Go back to the newest whole checkpoint; without one the run starts over."""
+    def restore(self, check: bool = True) -> None:
+        """Go back to the newest whole checkpoint; without one the run starts over.
+
+        Raises ConfigError when `check` and the checkpoint was made by other code or another configuration.
+        """
         found = load_latest(self.folder / "checkpoints", lambda m: self.warn(m))
         if found is None:
             self.records.rewind(-1)
             return
         state = found.state
-        if state["fingerprint"] != self.fingerprint:
+        if check and state["fingerprint"] != self.fingerprint:
             raise ConfigError(
                 f"the run was made by other code or another configuration than what is here now ({found.folder.name} has "
                 f"fingerprint {state['fingerprint']}, now {self.fingerprint}): the result would be neither run's. Restore "

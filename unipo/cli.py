@@ -1,0 +1,366 @@
+"""The command line: parses, builds a run, calls it. Everything it does can be done from Python through `unipo.api`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+
+USAGE = """\
+unipo: policy optimization from any mix of data
+
+  unipo run METHOD TASK [--flags]        train; METHOD may be a sum, such as grpo+0.2*sft+0.1*dpo
+  unipo resume RUN                       go on after a crash, a kill or Ctrl-C, exactly
+  unipo compare M1,M2,... TASK --seeds K side by side: a table with intervals, and curves
+  unipo evaluate RUN                     held-out pass@1 and pass@k with intervals
+  unipo report RUN...                    one self-contained HTML page, and PNGs
+  unipo methods [--family F] [--json]    the catalog: every work, its state, its evidence
+  unipo show METHOD                      paper, equation, needs, defaults, claim, measured result
+  unipo explain METHOD TASK [--flags]    dry run: what each term would train on
+  unipo reproduce METHOD|all             the paper's claim as a small experiment; writes a verdict
+  unipo data check FILE                  what is in a dataset, what is wrong with it, what it can be used for
+
+Flags of a command: unipo run --help
+"""
+console = Console()
+errors = Console(stderr=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 only when it did all it was asked for."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        console.print(USAGE, markup=False, highlight=False)
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        import unipo
+
+        console.print(unipo.__version__)
+        return 0
+    if name not in COMMANDS:
+        return _failed(f"there is no command {name!r}{_near(name, COMMANDS)}. Commands: {', '.join(COMMANDS)}")
+    return _guarded(COMMANDS[name], rest)
+
+
+def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
+    """Expected errors are one clear message and exit code 1 or 130; anything else is a bug and keeps its traceback."""
+    from unipo.policies.loading import ModelError
+    from unipo.rewards import RewardError
+    from unipo.sources.data_problems import DataError
+    from unipo.tasks import TaskError
+    from unipo.training import ConfigError, Interrupted
+
+    _quiet()
+    try:
+        return command(rest)
+    except (ConfigError, DataError, ModelError, RewardError, TaskError, FloatingPointError, UsageError) as error:
+        return _failed(str(error))
+    except OSError as error:
+        return _failed(error.strerror or str(error))
+    except Interrupted as stop:
+        errors.print(f"[yellow]{stop}[/]", highlight=False)
+        return 130
+    except KeyboardInterrupt:
+        errors.print("[yellow]stopped at once; the last checkpoint is intact: unipo resume[/]", highlight=False)
+        return 130
+
+
+class UsageError(ValueError):
+    """A command line that cannot be meant; the message says what can."""
+
+
+def _failed(message: str) -> int:
+    errors.print("[bold red]error[/] ", end="")
+    errors.print(message, markup=False, highlight=False)
+    return 1
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _quiet() -> None:
+    """Libraries' progress bars and notices are not ours to show."""
+    import logging
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+def _parsed(command: str, arguments: list[str]) -> Any:
+    """METHOD TASK [--flags] as a RunConfig."""
+    import tyro
+
+    from unipo.methods.catalog import parse
+    from unipo.training import RunConfig
+
+    words, options, flags = _divided(arguments)
+    if "-h" in flags or "--help" in flags:
+        words = [*words, "grpo", "arithmetic"][:2]
+    if len(words) != 2:
+        raise UsageError(
+            f"unipo {command} takes METHOD and TASK first, then flags; found {' '.join(words) or 'nothing'}"
+        )
+    parse(words[0])
+    default = RunConfig(method=words[0], task=words[1], method_options=options)
+    return tyro.cli(RunConfig, prog=f"unipo {command} METHOD TASK", args=flags, default=default)
+
+
+def _divided(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, Any]], list[str]]:
+    """(positional words before the first flag, {method: {keyword: value}} from --METHOD.KEYWORD VALUE, other flags)."""
+    first = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    words, rest = arguments[:first], arguments[first:]
+    options: dict[str, dict[str, Any]] = {}
+    flags: list[str] = []
+    while rest:
+        flag = rest.pop(0)
+        slug, dot, keyword = flag.removeprefix("--").partition("=")[0].partition(".")
+        if not (flag.startswith("--") and dot):
+            flags.append(flag)
+            continue
+        value = flag.partition("=")[2] if "=" in flag else (rest.pop(0) if rest else "")
+        options.setdefault(slug, {})[keyword.replace("-", "_")] = _literal(value)
+    return words, options, flags
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def run(arguments: list[str]) -> int:
+    from unipo.api import finish, start
+    from unipo.methods.catalog import build
+
+    config = _parsed("run", arguments)
+    recipe = build(config.method, config.method_options)
+    made = start(config, recipe, console)
+    console.print(
+        f"[bold]{config.method}[/] on [bold]{config.task}[/], seed {config.seed}, in {config.folder}", highlight=False
+    )
+    return _finished(finish(made))
+
+
+def resume(arguments: list[str]) -> int:
+    import tyro
+
+    from unipo import api
+
+    def parse(folder: Annotated[str, tyro.conf.Positional], changed_code: bool = False) -> Any:
+        """Go on with a run from its newest whole checkpoint.
+
+        Args:
+            folder: The run directory.
+            changed_code: Go on although code or configuration have changed since.
+        """
+        return api.resume(folder, console, changed_code)
+
+    return _finished(tyro.cli(parse, prog="unipo resume", args=arguments))
+
+
+def _finished(made: Any) -> int:
+    """Say what came out, write the report, name its path last."""
+    from unipo.report import write_report
+
+    measured = [m for m in made.records.metrics if m.get("accuracy") == m.get("accuracy")]
+    if measured:
+        first, last = measured[0], measured[-1]
+        console.print(
+            f"held-out accuracy [bold]{first['accuracy']:.1%}[/] -> [bold]{last['accuracy']:.1%}[/] "
+            f"(95 % interval {last['accuracy_low']:.1%} to {last['accuracy_high']:.1%}) in {last['seconds']:.0f} s",
+            highlight=False,
+        )
+    console.print(f"policy  {made.folder / 'final'}", highlight=False)
+    page = write_report([made.folder], made.folder / "report.html")
+    console.print(f"report  [bold]{page}[/]", highlight=False)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    import tyro
+
+    from unipo import api
+    from unipo.methods.catalog import parse as parse_method
+    from unipo.report import comparison_table, write_report
+    from unipo.training import RunConfig
+
+    words, _, flags = _divided(arguments)
+    if len(words) != 2:
+        raise UsageError("unipo compare takes METHOD,METHOD,... and TASK first, then flags such as --seeds 3")
+    methods, task = words[0].split(","), words[1]
+    for method in methods:
+        parse_method(method)
+    seeds, flags = _taken(flags, "--seeds", 3)
+    config = tyro.cli(RunConfig, prog="unipo compare METHODS TASK --seeds K", args=flags, default=RunConfig(task=task))
+    out = config.out or f"runs/compare-{Path(task).stem.replace(':', '_')}"
+    default, skip = RunConfig(), {"method", "task", "seed", "out", "method_options"}
+    changed = {
+        n: v
+        for n in RunConfig.__dataclass_fields__
+        if n not in skip and (v := getattr(config, n)) != getattr(default, n)
+    }
+    folders = api.compare(methods, task, seeds, out, console, **changed)
+    console.print(comparison_table(folders))
+    console.print(f"report  [bold]{write_report(folders, Path(out) / 'report.html')}[/]", highlight=False)
+    return 0
+
+
+def _taken(flags: list[str], name: str, default: int) -> tuple[int, list[str]]:
+    if name not in flags:
+        return default, flags
+    at = flags.index(name)
+    try:
+        return int(flags[at + 1]), flags[:at] + flags[at + 2 :]
+    except (IndexError, ValueError):
+        raise UsageError(f"{name} takes a whole number") from None
+
+
+# ---- look ------------------------------------------------------------------------------------------------------------
+def evaluate(arguments: list[str]) -> int:
+    import tyro
+
+    from unipo.training.revisit import evaluate_run
+
+    def parse(folder: Annotated[str, tyro.conf.Positional], prompts: int = 512, samples: int = 1, temperature: float = 1.0,
+              json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:  # fmt: skip
+        """Held-out pass@1 and pass@k of a finished or unfinished run.
+
+        Args:
+            folder: The run directory.
+            prompts: Held-out prompts.
+            samples: Completions per prompt; k of pass@k goes up to it.
+            temperature: Of sampling (0: greedy).
+            json_output: Print JSON.
+        """
+        found = evaluate_run(folder, prompts, samples, temperature)
+        if json_output:
+            print(json.dumps(found.metrics() | {"prompts": found.prompts, "samples": found.samples}))
+            return 0
+        kind = "Wilson" if samples == 1 else "Student's t over prompts"
+        console.print(f"pass@1 [bold]{found.accuracy:.1%}[/]  95 % interval {found.low:.1%} to {found.high:.1%} "
+                      f"({kind}; {found.prompts} prompts x {found.samples})", highlight=False)  # fmt: skip
+        for k, value in found.pass_k.items():
+            console.print(f"pass@{k} [bold]{value:.1%}[/]", highlight=False)
+        return 0
+
+    return int(tyro.cli(parse, prog="unipo evaluate", args=arguments))
+
+
+def report(arguments: list[str]) -> int:
+    from unipo.report import write_report
+
+    folders = [Path(a) for a in arguments if not a.startswith("-")]
+    if not folders:
+        raise UsageError("unipo report takes one or more run directories")
+    bad = [f for f in folders if not (f / "config.yaml").exists()]
+    if bad:
+        raise UsageError(f"{bad[0]} is not a run: it has no config.yaml")
+    out = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    console.print(f"report  [bold]{write_report(folders, out)}[/]", highlight=False)
+    return 0
+
+
+def methods(arguments: list[str]) -> int:
+    from unipo.methods.catalog import catalog
+
+    family = arguments[arguments.index("--family") + 1] if "--family" in arguments[:-1] else None
+    known = {"--family", "--json", family}
+    unknown = [a for a in arguments if a not in known]
+    if unknown:
+        raise UsageError(f"unipo methods has no option {unknown[0]!r}{_near(unknown[0], ('--family', '--json'))}")
+    entries = [e for e in catalog() if family in (None, e.family)]
+    if not entries:
+        raise UsageError(f"there is no family {family!r}; families: {', '.join(sorted({e.family for e in catalog()}))}")
+    if "--json" in arguments:
+        print(json.dumps([e.as_dict() for e in entries], indent=1))
+        return 0
+    table = Table("row", "method", "family", "state", "tests", "verdict", "title")
+    for e in entries:
+        color = {"works": "green", "partial": "yellow"}.get(e.state, "dim")
+        row = "" if e.row is None else str(e.row)
+        table.add_row(
+            row, e.slug, e.family, f"[{color}]{e.state}[/]", str(e.tests or ""), e.verdict or "", e.title[:70]
+        )
+    console.print(table)
+    states = [e.state for e in entries]
+    console.print(", ".join(f"{states.count(s)} {s}" for s in ("works", "partial", "planned")), highlight=False)
+    return 0
+
+
+def show(arguments: list[str]) -> int:
+    from unipo.methods.catalog import describe
+
+    if len(arguments) != 1:
+        raise UsageError("unipo show takes one METHOD")
+    console.print(describe(arguments[0]), markup=False, highlight=False)
+    return 0
+
+
+def explain(arguments: list[str]) -> int:
+    from unipo.methods.catalog import build
+    from unipo.training.explain import explain_run
+
+    config = _parsed("explain", arguments)
+    for part in explain_run(config, build(config.method, config.method_options)):
+        console.print(part, highlight=False)
+    return 0
+
+
+def reproduce(arguments: list[str]) -> int:
+    from unipo.reproduce import CLAIMS, reproduce_claim
+
+    words = [a for i, a in enumerate(arguments) if not a.startswith("-") and (not i or arguments[i - 1] != "--seeds")]
+    seeds, _ = _taken([a for a in arguments if a not in words], "--seeds", 5)
+    if len(words) != 1 or (words[0] != "all" and words[0] not in CLAIMS):
+        near = _near(words[0], CLAIMS) if words else ""
+        raise UsageError(f"unipo reproduce takes one of: all, {', '.join(CLAIMS)}{near}")
+    for slug in CLAIMS if words[0] == "all" else words:
+        console.print(reproduce_claim(slug, seeds, console))
+    return 0
+
+
+def data(arguments: list[str]) -> int:
+    from unipo.sources.data_report import check
+
+    if len(arguments) != 2 or arguments[0] != "check":
+        raise UsageError("unipo data knows one verb: unipo data check FILE")
+    found = check(arguments[1])
+    console.print(str(found), markup=False, highlight=False)
+    if found.kinds:
+        console.print(f"methods that fit: {', '.join(_fitting(found.kinds))}", highlight=False)
+    return 0 if found.ok else 1
+
+
+def _fitting(kinds: Sequence[str]) -> list[str]:
+    """Methods whose every term can be fed by data of these uses (prompts give rollouts)."""
+    from unipo.methods.catalog import METHODS
+
+    given = {"prompts": "rollout", "rollouts": "rollout", "demonstrations": "demo", "pairs": "pair"}
+    have = {given[k] for k in kinds if k in given}
+    return sorted(m.slug for m in METHODS if set(m.build().kinds) <= have)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run, "resume": resume, "compare": compare, "evaluate": evaluate, "report": report, "methods": methods,
+    "show": show, "explain": explain, "reproduce": reproduce, "data": data,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())
