@@ -1,0 +1,153 @@
+"""The catalog: every work of the field with its state and evidence, and methods by name.
+
+States: `works` (built, identity tests, and for a work of the field a verdict of `unipo reproduce`), `partial` (built,
+evidence missing), `planned`.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from unipo.methods import mixed_data, off_policy, policy_gradients, preferences
+from unipo.methods.method import Method
+from unipo.objectives import Knob
+from unipo.recipe import Recipe
+
+PAGES = (policy_gradients, preferences, mixed_data, off_policy)
+METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
+BY_SLUG = {m.slug: m for m in METHODS}
+
+
+class MethodError(ValueError):
+    """A method or setting that does not exist; the message names the nearest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogEntry:
+    """One line of the catalog. `row` is None for baselines; `tests` counts identity tests; `verdict` "" without one."""
+
+    row: int | None
+    slug: str
+    family: str
+    title: str
+    state: str
+    tests: int
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def catalog() -> list[CatalogEntry]:
+    """All works by row, then the baselines beside them."""
+    text = (files("unipo.methods") / "rows.csv").read_text(encoding="utf-8")
+    works = [_entry(int(r["row"]), r["slug"], r["family"], r["title"]) for r in csv.DictReader(text.splitlines())]
+    baselines = [_entry(None, m.slug, m.family, m.title) for m in METHODS if m.row is None]
+    return works + baselines
+
+
+def _entry(row: int | None, slug: str, family: str, title: str) -> CatalogEntry:
+    method, verdict = BY_SLUG.get(slug), verdict_of(slug).get("verdict", "")
+    tests = len(method.identity_tests) if method else 0
+    complete = tests > 0 and (row is None or bool(verdict))
+    state = "planned" if method is None else "works" if complete else "partial"
+    return CatalogEntry(row=row, slug=slug, family=family, title=title, state=state, tests=tests, verdict=verdict)
+
+
+@cache
+def verdict_of(slug: str) -> Mapping[str, Any]:
+    """The verdict file that `unipo reproduce` wrote for a method, or an empty mapping."""
+    path = files("unipo") / "reproduce" / "verdicts" / f"{slug}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def find(slug: str) -> Method:
+    """The method called `slug`. Raises MethodError with the nearest names, or says that it is only planned."""
+    if slug in BY_SLUG:
+        return BY_SLUG[slug]
+    planned = {e.slug: e for e in catalog()}
+    if slug in planned:
+        raise MethodError(f"{slug!r} (row {planned[slug].row}: {planned[slug].title}) is in the catalog but not built yet; "
+                          f"built: {', '.join(sorted(BY_SLUG))}")  # fmt: skip
+    near = difflib.get_close_matches(slug, BY_SLUG, 3, 0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise MethodError(f"there is no method {slug!r}: {hint}Built: {', '.join(sorted(BY_SLUG))}")
+
+
+TERM = re.compile(r"^(?:(?P<scale>[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\*)?(?P<slug>[a-zA-Z][\w-]*)$")
+
+
+def parse(expression: str) -> list[tuple[float, Method]]:
+    """`grpo+0.2*sft+0.1*dpo` as weighted methods."""
+    terms = []
+    for part in expression.replace(" ", "").split("+"):
+        match = TERM.match(part)
+        if match is None:
+            raise MethodError(f"cannot read {part!r} in {expression!r}: write METHOD or NUMBER*METHOD, joined by +")
+        terms.append((float(match["scale"] or 1.0), find(match["slug"])))
+    return terms
+
+
+def build(expression: str, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """The recipe of a method or weighted sum, with keyword arguments by method slug."""
+    terms = parse(expression)
+    slugs = [m.slug for _, m in terms]
+    for slug in options:
+        if slug not in slugs:
+            raise MethodError(f"settings are given for {slug!r}, which is not in {expression!r} ({', '.join(slugs)})")
+    recipes = [_one(scale, method, options.get(method.slug, {}), len(terms) > 1) for scale, method in terms]
+    total = recipes[0]
+    for recipe in recipes[1:]:
+        total = total + recipe
+    return total
+
+
+def _one(scale: float, method: Method, settings: Mapping[str, Any], named: bool) -> Recipe:
+    for name in settings:
+        if name not in method.defaults:
+            near = difflib.get_close_matches(name, method.defaults, 1, 0.3)
+            hint = f"; did you mean --{method.slug}.{near[0].replace('_', '-')}?" if near else ""
+            known = ", ".join(method.defaults) or "none"
+            raise MethodError(f"{method.slug} has no setting {name!r}{hint} It has: {known}")
+    try:
+        recipe = method.build(**settings)
+    except (TypeError, ValueError) as error:
+        raise MethodError(f"{method.slug} does not accept {dict(settings)}: {error}") from error
+    recipe = _titled(recipe, method.slug) if named else recipe
+    return recipe if scale == 1.0 else scale * recipe
+
+
+def _titled(recipe: Recipe, slug: str) -> Recipe:
+    """Terms called by their method, so that the ledger of a sum says which is whose."""
+    terms = recipe.objective.terms()
+    names = [slug if len(terms) == 1 else f"{slug}:{t.title}" for _, t in terms]
+    weighted = tuple((c, t.but(name=n)) for (c, t), n in zip(terms, names, strict=True))
+    return recipe.but(objective=(recipe.objective * 1.0).but(weighted=weighted))
+
+
+def describe(slug: str) -> str:
+    """What `unipo show` prints."""
+    method = find(slug)
+    recipe, found = method.build(), verdict_of(slug)
+    row = f"row {method.row}" if method.row is not None else "baseline"
+    lines = [f"{method.slug}  ({method.family}, {row})", method.title, f"paper   {method.paper}", ""]
+    lines += ["equation", *(f"  {line}" for line in method.equation.strip("\n").splitlines()), "", "terms"]
+    for coefficient, term in recipe.objective.terms():
+        shown = repr(coefficient) if isinstance(coefficient, Knob) else f"{coefficient:g}"
+        lines.append(f"  {shown} * {term!r}")
+    lines += [f"  controllers: {c!r}" for c in recipe.controllers]
+    needs = recipe.needs
+    lines += ["", f"needs   rows {', '.join(recipe.kinds)}; columns {', '.join(sorted(needs.columns))}; signals "
+              f"{', '.join(sorted(needs.signals))}; at least {needs.group_size} per group"]  # fmt: skip
+    lines += ["defaults", *(f"  --{slug}.{k.replace('_', '-')} {v}" for k, v in method.defaults.items()), ""]
+    lines += [f"claim   {method.claim or 'none: a baseline'}", f"tests   {len(method.identity_tests)} identity tests"]
+    lines += [f"result  {found['verdict']}: {found.get('summary', '')} ({found.get('command', '')})" if found else "result  none yet"]
+    return "\n".join(lines)
