@@ -149,5 +149,9 @@ def describe(slug: str) -> str:
               f"{', '.join(sorted(needs.signals))}; at least {needs.group_size} per group"]  # fmt: skip
     lines += ["defaults", *(f"  --{slug}.{k.replace('_', '-')} {v}" for k, v in method.defaults.items()), ""]
     lines += [f"claim   {method.claim or 'none: a baseline'}", f"tests   {len(method.identity_tests)} identity tests"]
-    lines += [f"result  {found['verdict']}: {found.get('summary', '')} ({found.get('command', '')})" if found else "result  none yet"]
+    lines += [
+        f"result  {found['verdict']}: {found.get('summary', '')} ({found.get('command', '')})"
+        if found
+        else "result  none yet"
+    ]
     return "\n".join(lines)

@@ -22,6 +22,8 @@ Where a configuration value is 0 the term is absent: `grpo().needs` names no ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from unipo.methods.method import Method
 from unipo.objectives import (
     BatchStd,
@@ -94,8 +96,8 @@ def reinforce(*, group: int = 1, decay: float = 0.9, kl: float = 0.0, entropy: f
 def rloo(*, group: int = 4, kl: float = 0.0, entropy: float = 0.0) -> Recipe:
     """REINFORCE leave-one-out (arXiv 2402.14740, eq. 6): the other answers to the prompt are the baseline.
 
-        A_i = R_i - mean_{j != i} R_j = G / (G - 1) (R_i - mean_g R)          unbiased
-        L   = - SUM( A_i log pi(y_n) )           R_i <- R_i - kl * sum_n log(pi / ref) inside the reward
+    A_i = R_i - mean_{j != i} R_j = G / (G - 1) (R_i - mean_g R)          unbiased
+    L   = - SUM( A_i log pi(y_n) )           R_i <- R_i - kl * sum_n log(pi / ref) inside the reward
     """
     outcome = ShapedOutcome(kl) if kl else Outcome()
     advantage = Normalised(center=LeaveOneOut(), outcome=outcome)
@@ -119,9 +121,7 @@ def grpo(*, group: int = 8, clip: float = 0.2, eps: float = 1e-6, kl: float = 0.
         mask=ClipMask(clip, clip),
         aggregate=EpisodeMean(),
     )
-    recipe = Recipe(
-        objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches
-    )
+    recipe = Recipe(objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches)
     return regularised(recipe, kl, entropy)
 
 
@@ -159,7 +159,7 @@ def gspo(*, group: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4, eps
          entropy: float = 0.0, minibatches: int = 4) -> Recipe:  # fmt: skip
     """Group sequence policy optimisation (arXiv 2507.18071, eq. 5-7): one ratio per answer, clipped as one.
 
-        s_i = exp( mean_n log r_n )              L = - SEQ( min(s_i A_i, clip(s_i) A_i) )
+    s_i = exp( mean_n log r_n )              L = - SEQ( min(s_i A_i, clip(s_i) A_i) )
     """
     base = grpo(group=group, eps=eps, minibatches=minibatches)
     ratio = GeometricRatio()
@@ -201,7 +201,38 @@ def ppo(*, group: int = 1, clip: float = 0.2, gamma: float = 1.0, lam: float = 0
     )
     critic = ValueRegression(gamma=gamma, lam=lam, clip=value_clip or None)
     objective = gradient + value * critic if value else gradient
-    recipe = Recipe(
-        objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches
-    )
+    recipe = Recipe(objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches)
     return regularised(recipe, kl, entropy)
+
+
+_TESTS = "tests/methods/test_policy_gradients.py::"
+
+
+def _baseline(slug: str, build: Callable[..., Recipe], title: str, paper: str, equation: str, *tests: str) -> Method:
+    return Method(slug=slug, build=build, family="llm-rl", title=title, paper=paper, equation=equation,
+                  identity_tests=tuple(_TESTS + t for t in tests))  # fmt: skip
+
+
+METHODS = (
+    _baseline("sft", sft, "Supervised fine-tuning", "arXiv 2509.04419, table 1", "L = -TOK(log pi) on demonstrations",
+              "test_sft_is_cross_entropy"),
+    _baseline("reinforce", reinforce, "REINFORCE with a running baseline", "Williams 1992, eq. 11",
+              "L = -SUM((R - b) log pi),  b = running mean", "test_reinforce_expectation_is_the_policy_gradient"),
+    _baseline("rloo", rloo, "REINFORCE leave-one-out", "arXiv 2402.14740, eq. 6", "L = -SUM((R_i - mean_{j != i} R_j) log pi)",
+              "test_rloo_is_scaled_group_centring", "test_rloo_expectation_is_the_policy_gradient"),
+    _baseline("grpo", grpo, "Group relative policy optimization", "arXiv 2402.03300, eq. 3 and 4",
+              "L = -SEQ(min(r A, clip(r) A)) + kl SEQ(k3(pi || ref)),  A = (R - mean_g) / (std_g + eps)",
+              "test_log_form_has_the_gradient_of_the_ratio_form", "test_on_policy_all_are_reinforce_up_to_constants"),
+    _baseline("dr-grpo", dr_grpo, "Dr. GRPO", "arXiv 2503.20783", "L = -CONST(min(r A, clip(r) A)),  A = R - mean_g",
+              "test_on_policy_all_are_reinforce_up_to_constants"),
+    _baseline("dapo-bytedance", dapo, "DAPO", "arXiv 2503.14476, eq. 8 to 13",
+              "L = -TOK(min(r A, clip(r, 1 - low, 1 + high) A)), dynamic sampling, soft overlong punishment",
+              "test_log_form_has_the_gradient_of_the_ratio_form", "test_dapo_counts_tokens", "test_soft_overlong_punishment"),
+    _baseline("gspo", gspo, "Group sequence policy optimization", "arXiv 2507.18071, eq. 5 to 7",
+              "L = -SEQ(min(s A, clip(s) A)),  s = exp mean log r", "test_gspo_gradient_is_that_of_its_objective"),
+    _baseline("cispo", cispo, "CISPO", "arXiv 2506.13585, eq. 4 and 5", "L = -TOK(sg(min(r, cap)) A log pi)",
+              "test_cispo_caps_the_weight_and_keeps_the_gradient"),
+    _baseline("ppo", ppo, "Proximal policy optimization with a critic", "arXiv 1707.06347, eq. 7 and 9",
+              "L = -TOK(min(r A, clip(r) A)) + value TOK(clipped (V - return)^2 / 2),  A = GAE",
+              "test_ppo_without_a_critic_is_reinforce", "test_log_form_has_the_gradient_of_the_ratio_form"),
+)  # fmt: skip

@@ -65,6 +65,8 @@ class Knob:
         return self.shift + self.scale * setting
 
     def __mul__(self, factor: float) -> Knob:
+        if not isinstance(factor, int | float):
+            return NotImplemented
         return replace(self, scale=self.scale * factor, shift=self.shift * factor)
 
     __rmul__ = __mul__

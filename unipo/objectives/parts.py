@@ -18,14 +18,20 @@ from unipo.objectives.base import NOTHING, Knob, Needs, Part, Signals, number
 
 __all__ = [
     "Advantage",
+    "AdvantageMask",
+    "AffineOutcome",
+    "Aggregate",
     "BatchMean",
     "BatchStd",
+    "BetaScale",
     "Budget",
     "Center",
     "ClipMask",
+    "Constant",
     "DualClipMask",
     "EpisodeMean",
     "EpisodeSum",
+    "ExponentialAdvantage",
     "GeneralisedAdvantage",
     "GeometricRatio",
     "GroupMean",
@@ -35,15 +41,23 @@ __all__ = [
     "One",
     "Outcome",
     "Plain",
+    "Probability",
     "Product",
     "RatioTo",
+    "RingMask",
     "Scale",
     "SequenceRatio",
     "ShapedOutcome",
+    "SuccessGate",
+    "Tapered",
     "TokenMean",
     "TokenRatio",
     "Total",
     "Truncated",
+    "TwoSideMask",
+    "Uncertainty",
+    "Weight",
+    "success_rate",
 ]
 
 
@@ -76,6 +90,18 @@ class ShapedOutcome(Part):
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         log_ratio = signals["logp"].detach() - episodes[f"{self.other}_logp"]
         return self.outcome(episodes, signals) - number(self.coefficient) * episodes.reduce(log_ratio)
+
+
+@dataclass(frozen=True)
+class AffineOutcome(Part):
+    """scale * R + shift, such as 2 R - 1 for a verifier's 0 and 1."""
+
+    scale: float = 2.0
+    shift: float = -1.0
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return self.scale * self.outcome(episodes, signals) + self.shift
 
 
 # ---- centres and scales: [E] values -> [E] --------------------------------------------------------------------------
@@ -163,6 +189,21 @@ class BatchStd(Scale):
         return F.batch_std(values) + self.eps
 
 
+@dataclass(frozen=True)
+class BetaScale(Scale):
+    """BNPO (arXiv 2506.02864): the Beta density at the group's success rate, its parameters fitted over the batch.
+
+    `parameters` fixes (alpha, beta) instead of fitting them.
+    """
+
+    parameters: tuple[float, float] | None = None
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        rate = episodes.reduce(values, to="group", how="mean", level="episode").clamp(0.0, 1.0)
+        alpha, beta = self.parameters or F.beta_parameters(rate)
+        return episodes.expand(F.beta_scale(rate, alpha, beta), to="episode", level="group")
+
+
 # ---- advantages: [N] -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Advantage(Part):
@@ -239,15 +280,23 @@ def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor
 
 # ---- weights: [N] ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class One(Part):
-    """The neutral weight, and the neutral mask."""
+class Weight(Part):
+    """Any weight slot: `of(advantage, episodes, signals) -> [N]`; most weights do not look at the advantage."""
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return self(episodes, signals)
+
+
+@dataclass(frozen=True)
+class One(Weight):
+    """The neutral weight."""
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return torch.ones(episodes.count("step"), device=episodes.device)
 
 
 @dataclass(frozen=True)
-class RatioTo(Part):
+class RatioTo(Weight):
     """A ratio of the current policy to the denominator in column `<to>_logp`."""
 
     to: str = "behavior"
@@ -290,15 +339,60 @@ class GeometricRatio(RatioTo):
 
 
 @dataclass(frozen=True)
-class Truncated(Part):
+class Truncated(Weight):
     """A weight clamped into [low, high]."""
 
-    weight: Part
+    weight: Weight
     low: float = 0.0
     high: float | Knob = 1.0
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return self.weight(episodes, signals).clamp(self.low, number(self.high))
+
+
+@dataclass(frozen=True)
+class Tapered(Weight):
+    """The ratio clamped to `positive` where A >= 0 and to `negative` where A < 0 (TOPR, arXiv 2503.14286)."""
+
+    ratio: Weight = SequenceRatio()
+    positive: tuple[float, float] = (1.0, 1.0)
+    negative: tuple[float, float] = (0.0, 1.0)
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.taper(self.ratio(episodes, signals), advantage, self.positive, self.negative)
+
+
+@dataclass(frozen=True)
+class ExponentialAdvantage(Weight):
+    """exp(A / temperature) (RED-Weight, arXiv 2509.24203)."""
+
+    temperature: float = 1.0
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.token_ratio(advantage / self.temperature)
+
+
+@dataclass(frozen=True)
+class Probability(Weight):
+    """p = exp(lp): with it a likelihood has the gradient of -p itself (denominator 1)."""
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return signals["logp"].detach().exp()
+
+
+@dataclass(frozen=True)
+class Uncertainty(Weight):
+    """phi(p) = p (1 - p): largest where the policy is undecided about the token (CHORD-phi, arXiv 2508.11408)."""
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        p = signals["logp"].detach().exp()
+        return p * (1 - p)
 
 
 # ---- masks: bool [N], True where the step may move the policy ---------------------------------------------------------
@@ -331,6 +425,54 @@ class DualClipMask(AdvantageMask):
 
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         return F.dual_clip_mask(self.ratio(episodes, signals), advantage, number(self.limit))
+
+
+@dataclass(frozen=True)
+class TwoSideMask(AdvantageMask):
+    """0 where the ratio is outside [1 - low, 1 + high], whatever the advantage."""
+
+    low: float | Knob = 0.2
+    high: float | Knob = 0.2
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.two_side_mask(self.ratio(episodes, signals), number(self.low), number(self.high))
+
+
+@dataclass(frozen=True)
+class RingMask(AdvantageMask):
+    """Kept: the ratio in [1 - low, 1 + high], or so far out on the side of its advantage that it may come back."""
+
+    low: float = 0.2
+    high: float = 0.2
+    outer_low: float = 0.6
+    outer_high: float = 2.0
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        ratio = self.ratio(episodes, signals)
+        return F.ring_mask(ratio, advantage, self.low, self.high, self.outer_low, self.outer_high)
+
+
+@dataclass(frozen=True)
+class SuccessGate(AdvantageMask):
+    """Kept: steps of groups whose mean reward is above `threshold`."""
+
+    threshold: float = 0.0
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward")
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes.expand(success_rate(episodes) > self.threshold, level="group")
+
+
+def success_rate(episodes: Episodes) -> Tensor:
+    """[G]: the mean reward of each group's rollouts; 0 for a group without any."""
+    acted = episodes.category("kind", "rollout")
+    reward = torch.where(acted, episodes["reward"], 0.0)
+    total = episodes.reduce(reward, to="group", level="episode")
+    return total / episodes.reduce(acted.to(total), to="group", level="episode").clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.objectives.base import (
-    Category,
     Knob,
     Needs,
     Objective,
@@ -22,7 +21,7 @@ from unipo.objectives.base import (
     pairs,
     rollouts,
 )
-from unipo.objectives.parts import Advantage, AdvantageMask, Aggregate, EpisodeMean, One, TokenMean, TokenRatio, gae_of
+from unipo.objectives.parts import Advantage, AdvantageMask, Aggregate, EpisodeMean, One, TokenMean, Weight, gae_of
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -36,7 +35,7 @@ class PolicyGradient(Objective):
     """  # fmt: skip
 
     advantage: Advantage
-    weight: Part = One()
+    weight: Weight = One()
     mask: AdvantageMask = AdvantageMask()
     aggregate: Aggregate = EpisodeMean()
     signal: str = "logp"
@@ -54,7 +53,7 @@ class PolicyGradient(Objective):
         logp = signals[self.signal]
         with torch.no_grad():
             advantage = self.advantage(episodes, signals).to(logp.dtype)
-            weight = self.weight(episodes, signals).to(logp.dtype)
+            weight = self.weight.of(advantage, episodes, signals).to(logp.dtype)
             mask = self.mask.of(advantage, episodes, signals)
             coefficient = torch.where(mask, weight * advantage, 0.0)
         loss = self.aggregate.of(-coefficient * logp, episodes)
@@ -220,7 +219,6 @@ class GroupSquare(Objective):
 
 __all__ = [
     "Bonus",
-    "Category",
     "GroupSquare",
     "KLPenalty",
     "Likelihood",
@@ -229,6 +227,5 @@ __all__ = [
     "Pairwise",
     "PolicyGradient",
     "SquaredLink",
-    "TokenRatio",
     "ValueRegression",
 ]
