@@ -1,48 +1,106 @@
-"""Intervals: a result is printed with one or not at all."""
+"""Intervals and estimators for what a run measured: success rates, means over seeds, pass@k. Pure numpy and scipy.
+
+An interval at confidence c covers the true value in a share c of repetitions of the whole experiment. NaN bounds mean
+that the data cannot give one (a single seed has no spread).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
+
+CONFIDENCE = 0.95
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (1927); (0, 1) for no trials."""
-    if n <= 0:
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """(low, high) of a success rate p from `successes` out of `n` independent trials.
+
+        (p^ + z^2/2n +- z sqrt(p^(1-p^)/n + z^2/4n^2)) / (1 + z^2/n)
+
+    It stays in [0, 1] and is right near the ends, where the normal interval p^ +- z s has no width. No trials: (0, 1).
+    Source: Wilson (1927), JASA 22:209. Raises ValueError unless 0 <= successes <= n.
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n, found successes={successes}, n={n}")
+    if n == 0:
         return 0.0, 1.0
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z2 = float(stats.norm.ppf(0.5 + confidence / 2)) ** 2
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    centre, width = p + z2 / (2 * n), math.sqrt(z2 * p * (1 - p) / n + z2**2 / (4 * n**2))
+    low, high = (centre - width) / (1 + z2 / n), (centre + width) / (1 + z2 / n)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by Student's t; the interval of a single value is infinite."""
-    x = np.asarray(values, dtype=float)
-    if not len(x):
-        return math.nan, -math.inf, math.inf
-    mean = float(x.mean())
-    if len(x) < 2:
-        return mean, -math.inf, math.inf
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """(mean, low, high) of independent values such as one number per seed: mean +- t_{n-1} s / sqrt(n).
+
+    s is the sample standard deviation (n - 1); Student's t, so five seeds are paid for honestly. One value: NaN bounds.
+    Raises ValueError for no values, or for one that is not finite.
+    """
+    _check_confidence(confidence)
+    x = _finite(values)
+    mean, n = float(x.mean()), len(x)
+    if n == 1:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * float(x.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
 def paired_difference_interval(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
+    a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of a - b over pairs, such as the same seeds under two methods, by Student's t."""
+    """(mean, low, high) of a_i - b_i, where a_i and b_i share a seed or a prompt; what they share cancels.
+
+    Raises ValueError for unequal lengths.
+    """
     if len(a) != len(b):
-        raise ValueError(f"paired values come in equal numbers; found {len(a)} and {len(b)}")
-    return mean_interval(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), confidence)
+        raise ValueError(f"expected pairs, found {len(a)} and {len(b)} values: give the same seeds, in the same order")
+    return mean_interval((_finite(a) - _finite(b)).tolist(), confidence)
 
 
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased chance that at least one of k completions is right, from `correct` of n (arXiv 2107.03374, eq. 1)."""
-    if not 0 < k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples, found {n}")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+def bootstrap_interval(
+    values: Sequence[float],
+    statistic: Callable[..., np.ndarray] = np.mean,
+    confidence: float = CONFIDENCE,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """(statistic, low, high) by the percentile bootstrap: quantiles of the statistic over resamples with replacement.
+
+    `statistic(x, axis=-1)` reduces one axis, as `np.mean` and `np.median` do. Same seed, same interval. It is too narrow
+    below some ten values: use `mean_interval` there. Source: Efron (1979).
+    """
+    _check_confidence(confidence)
+    x = _finite(values)
+    drawn = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
+    low, high = np.quantile(statistic(x[drawn], axis=-1), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(statistic(x, axis=-1)), float(low), float(high)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of P(at least one of k samples is right), from n samples of which c were right.
+
+        1 - C(n-c, k) / C(n, k)
+
+    The plug-in 1 - (1 - c/n)^k is biased downwards. Source: Chen et al. (2021), arXiv:2107.03374, eq. 1.
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"expected 0 <= c <= n and 1 <= k <= n, found n={n}, c={c}, k={k}: draw at least k samples")
+    return 1.0 - float(special.comb(n - c, k, exact=True) / special.comb(n, k, exact=True))
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"expected a list of at least one finite number, found {values!r}")
+    return x
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1 such as 0.95, found {confidence}")
