@@ -116,6 +116,7 @@ def test_bounds_themselves_are_kept() -> None:
         assert kept(F.clip_mask(edges, advantage, 0.25, 0.25)) == [1, 1]
         assert kept(F.two_side_mask(edges, 0.25, 0.25)) == [1, 1]
         assert kept(F.dual_clip_mask(numbers(3.0, 3.0), advantage, 3.0)) == [1, 1]
+    assert kept(F.ring_mask(numbers(0.5, 3.0), numbers(1, -1), 0.25, 0.25, 0.5, 2.0)) == [1, 1]
 
 
 def test_ring_without_a_ring_is_two_side() -> None:
