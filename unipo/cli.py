@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
     """Expected errors are one clear message and exit code 1 or 130; anything else is a bug and keeps its traceback."""
+    from unipo.methods.catalog import MethodError
     from unipo.policies.loading import ModelError
     from unipo.rewards import RewardError
     from unipo.sources.data_problems import DataError
@@ -63,7 +64,16 @@ def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
     _quiet()
     try:
         return command(rest)
-    except (ConfigError, DataError, ModelError, RewardError, TaskError, FloatingPointError, UsageError) as error:
+    except (
+        ConfigError,
+        DataError,
+        MethodError,
+        ModelError,
+        RewardError,
+        TaskError,
+        FloatingPointError,
+        UsageError,
+    ) as error:
         return _failed(str(error))
     except OSError as error:
         return _failed(error.strerror or str(error))

@@ -73,7 +73,8 @@ def segment_reduce(x: Tensor, index: Tensor, n: int, how: str = "sum") -> Tensor
         worst = -float("inf") if x.is_floating_point() else info.min
         best = float("inf") if x.is_floating_point() else info.max
         start = x.new_full(shape, worst if how == "max" else best)
-        return start.index_reduce(0, index, x, "amax" if how == "max" else "amin")
+        where = index.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+        return start.scatter_reduce(0, where, x, "amax" if how == "max" else "amin")
     if how == "any":
         return segment_reduce(x.long(), index, n) > 0
     if how == "all":

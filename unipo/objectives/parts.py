@@ -176,7 +176,7 @@ class GroupStd(Scale):
 
     def of(self, values: Tensor, episodes: Episodes) -> Tensor:
         index, n = episodes.index("group", "episode"), episodes.count("group")
-        return F.group_std(values, index, n, unbiased=self.ddof == 1) + self.eps
+        return _with_eps(F.group_std(values, index, n, unbiased=self.ddof == 1), self.eps)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,12 @@ class BatchStd(Scale):
     eps: float = 1e-6
 
     def of(self, values: Tensor, episodes: Episodes) -> Tensor:
-        return F.batch_std(values) + self.eps
+        return _with_eps(F.batch_std(values), self.eps)
+
+
+def _with_eps(std: Tensor, eps: float) -> Tensor:
+    """std + eps, but exactly 0 where nothing varies: `normalize` then gives 0 there, whatever the centre."""
+    return torch.where(std > 0, std + eps, std)
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,12 @@ def step_rewards(episodes: Episodes) -> Tensor:
 def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantage [N] and return [N] by generalised advantage estimation over `old_value`."""
     reward = step_rewards(episodes)
-    return F.gae(reward, episodes["old_value"].to(reward.dtype), episodes.index("episode"), len(episodes), gamma, lam)
+    value = episodes["old_value"].to(reward.dtype)
+    bootstrap = torch.zeros(len(episodes), dtype=value.dtype, device=value.device)
+    if "truncated" in episodes:
+        cut = episodes["truncated"] & (episodes.lengths() > 0)
+        bootstrap[cut] = value[(episodes.lengths().cumsum(0) - 1)[cut]]
+    return F.gae(reward, value, episodes.index("episode"), len(episodes), gamma, lam, bootstrap)
 
 
 # ---- weights: [N] ----------------------------------------------------------------------------------------------------

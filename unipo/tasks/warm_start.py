@@ -2,7 +2,7 @@
 
     python -m unipo.tasks.warm_start --out unipo/tasks/tiny --minutes 10
 
-First on right demonstrations, so that the capability is there; then for the last quarter on demonstrations of which a
+First on right demonstrations, so that the capability is there; then for the last part on demonstrations of which a
 stated share is wrong on purpose (`WRONG`), so that sampling is right only part of the time: what a base model trained on
 mixed text is like, and what reinforcement learning then sharpens.
 """  # fmt: skip
@@ -25,9 +25,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from unipo.tasks import TASKS, Task, get_task
 
 WRONG = 0.62
-"""Share of demonstrations with a wrong answer in the last quarter of the warm start."""
-LAST = 0.25
-SHARES = {"arithmetic": 0.4, "countdown": 0.2, "modular_chain": 0.15, "reverse": 0.15, "sort": 0.1}
+"""Share of demonstrations with a wrong answer in the last part of the warm start."""
+LAST = 0.15
+SHARES = {"arithmetic": 0.55, "countdown": 0.15, "modular_chain": 0.1, "reverse": 0.1, "sort": 0.1}
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] + ' ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'a ' }}{% endif %}"

@@ -83,7 +83,7 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._printed = time.monotonic()
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def _finite(value: float | None) -> bool:
