@@ -1,6 +1,11 @@
-"""Embedded verifiable tasks: endless, deterministic, with disjoint held-out problems."""
+"""Embedded tasks: short verifiable problems with endless train streams and disjoint held-out problems."""
 
-from unipo.tasks.base import Problem, Task, TaskError
-from unipo.tasks.catalog import TASKS, get_task
+from pathlib import Path
 
-__all__ = ["TASKS", "Problem", "Task", "TaskError", "get_task"]
+from unipo.tasks.base import STYLES, GeneratedTask, Problem, Task, TaskError
+from unipo.tasks.table import TASKS, get_task
+
+TINY_MODEL = Path(__file__).parent / "tiny"
+"""The shipped model (`from_pretrained` layout): 0.85M parameters, warm-started on every embedded task."""
+
+__all__ = ["STYLES", "TASKS", "TINY_MODEL", "GeneratedTask", "Problem", "Task", "TaskError", "get_task"]

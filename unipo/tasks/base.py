@@ -1,26 +1,38 @@
-"""What a verifiable task is: a stream of problems addressed by one integer, and a verifier."""
+"""What a task is, and how its endless problems are drawn.
+
+A task is addressed, never iterated: `problem(index, split)` is a pure function, so that the position in the data is one
+integer and a resumed run meets the same problems. Train and held-out problems are disjoint by construction: a hash of the
+problem's canonical form (37+58 and 58+37 share one) decides which split it belongs to, whoever draws it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from random import Random
+from typing import Any, Protocol
 
-import numpy as np
+from unipo.rewards.names import unknown
 
-HELD_OUT_SHARE = 0.1
-"""Share of all problems that are kept for evaluation, by a hash of their text."""
-TRIES = 10_000
+SPLITS = ("train", "held_out")
+STYLES = ("direct", "worked")
+HELD_OUT_SHARE = 10
+"""One in so many canonical problems is held out."""
+MARK = "#"
+"""In a completion, the answer follows the last mark; without a mark all of it is the answer."""
+PATIENCE = 2000
+"""Draws without a new problem after which a space counts as exhausted."""
 
 
 class TaskError(ValueError):
-    """A task, level or split that does not exist; the message names those that do."""
+    """A task, level, split or style that does not exist; the message names those that do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """A prompt with its answer. `id`: a stable 62-bit identity; `columns`: what else the verifier needs."""
+    """One problem: `id` identifies its prompt (62 bits), `answer` is one right answer, `columns` go to the rewards."""
 
     id: int
     prompt: str
@@ -29,73 +41,173 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Task:
-    """Problems of chosen `levels`. A subclass draws one problem (`draw`) and says what answers look like.
+class Task(Protocol):
+    """A family of verifiable problems.
 
-    Whether a problem is held out is decided by a hash of its prompt, so the splits are disjoint by construction.
+    Required: the same arguments give the same result on every machine; no problem is in both splits; the reward of a
+    demonstration is 1, of a rejected completion 0. Not verified: that a completion fits `max_completion_tokens` of a
+    tokenizer that spells characters in several tokens.
     """
 
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def levels(self) -> tuple[int, ...]: ...
+
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
+    @property
+    def max_completion_tokens(self) -> int: ...
+
+    def problem(self, index: int, split: str = "train", levels: Sequence[int] | None = None) -> Problem: ...
+
+    def demonstration(self, problem: Problem, style: str = "direct") -> str: ...
+
+    def pair(self, problem: Problem, index: int = 0) -> tuple[str, str]: ...
+
+    def reward(
+        self, prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A problem before it has a split: `canonical` is equal for problems that give each other away."""
+
+    prompt: str
+    answer: str
+    canonical: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedTask:
+    """A task made of five functions. `levels` are drawn from in equal shares, out of `all_levels`.
+
+    `draw(random, level)` makes a problem; `steps(problem)` writes out the work; `mistake(problem, random)` proposes an
+    answer that is plausible and usually wrong; `verify(answer, columns)` judges; `budget(level)` bounds the tokens of any
+    demonstration, one per character and one for the end.
+    """
+
+    name: str
+    description: str
+    all_levels: tuple[int, ...]
     levels: tuple[int, ...]
+    draw: Callable[[Random, int], Draft]
+    steps: Callable[[Problem], str]
+    mistake: Callable[[Problem, Random], str]
+    verify: Callable[[str, Mapping[str, Any]], bool]
+    budget: Callable[[int], int]
+    stop: tuple[str, ...] = ()
 
-    name: ClassVar[str] = ""
-    description: ClassVar[str] = ""
-    all_levels: ClassVar[tuple[int, ...]] = (1,)
-    default_levels: ClassVar[tuple[int, ...]] = (1,)
-    max_completion_tokens: ClassVar[int] = 16
-    styles: ClassVar[tuple[str, ...]] = ("direct",)
+    def __post_init__(self) -> None:
+        bad = sorted(set(self.levels) - set(self.all_levels))
+        if bad or not self.levels:
+            raise TaskError(
+                f"task {self.name!r} has no level {', '.join(map(str, bad)) or '(none given)'}: it has the levels "
+                f"{self.all_levels[0]} to {self.all_levels[-1]}, written {self.name}:{self.all_levels[0]} or "
+                f"{self.name}:{self.all_levels[0]}-{self.all_levels[-1]}"
+            )
 
-    def draw(self, rng: np.random.Generator, level: int) -> tuple[str, str, dict[str, Any]]:
-        """(prompt, answer, columns) of one problem."""
-        raise TypeError(f"{type(self).__name__} is abstract: define draw(rng, level)")
+    @property
+    def max_completion_tokens(self) -> int:
+        """Tokens of the longest demonstration, one per character and one for the end."""
+        return max(self.budget(level) for level in self.levels)
+
+    def problem(self, index: int, split: str = "train", levels: Sequence[int] | None = None) -> Problem:
+        """Problem `index` >= 0 of a split: "train" is an endless stream of independent draws, "held_out" a list of distinct
+        problems (that starts over when a small level has no more). `levels` overrides the task's own."""
+        if split not in SPLITS:
+            raise TaskError(unknown("split", split, SPLITS))
+        if index < 0:
+            raise IndexError(f"problem {index} of {self.name!r}: problems count from 0")
+        task = self if levels is None else replace(self, levels=tuple(levels))
+        return task._drawn(index, split) if split == "train" else _distinct(task).at(index)
+
+    def _drawn(self, index: int, split: str) -> Problem:
+        random = Random(f"{self.name}/{split}/{index}")
+        for _ in range(PATIENCE):
+            level = random.choice(self.levels)
+            draft = self.draw(random, level)
+            if split_of(self.name, draft.canonical) == split:
+                return Problem(identity(draft.prompt), draft.prompt, draft.answer, level, draft.columns)
+        raise TaskError(f"task {self.name!r} has no {split} problems at the levels {self.levels}: name other levels")
 
     def demonstration(self, problem: Problem, style: str = "direct") -> str:
-        """An expert's completion."""
-        self._check_style(style)
-        return problem.answer
+        """An expert's completion: "direct" is the answer alone, "worked" the written steps, the mark, the answer."""
+        if style not in STYLES:
+            raise TaskError(unknown("style of demonstration", style, STYLES))
+        return self._written(problem, problem.answer, style)
 
-    def score(self, completion: str, problem: Mapping[str, Any]) -> float:
-        """1.0 for a right completion, else 0.0. `problem` holds at least `answer`."""
-        return float(completion.strip() == problem["answer"])
+    def wrong(self, problem: Problem, index: int = 0, style: str = "direct") -> str:
+        """A plausible completion with reward 0, the same for the same (problem, index)."""
+        random = Random(f"{self.name}/wrong/{problem.id}/{index}")
+        proposals = (self.mistake(problem, random) for _ in range(PATIENCE))
+        columns = {**problem.columns, "answer": problem.answer}
+        return self._written(problem, next(p for p in proposals if not self.verify(p, columns)), style)
 
-    def problem(self, index: int, split: str = "train") -> Problem:
-        """Problem `index` (>= 0) of a split ("train" | "held_out"): the same each time, in an endless stream."""
-        if split not in ("train", "held_out"):
-            raise TaskError(f"there is no split {split!r}: expected train or held_out")
-        rng = np.random.default_rng([_number(self.name), index, int(split == "held_out")])
-        for _ in range(TRIES):
-            level = int(self.levels[rng.integers(len(self.levels))])
-            prompt, answer, columns = self.draw(rng, level)
-            identity = _number(f"{self.name}/{prompt}")
-            if ((identity >> 8) % 1000 < 1000 * HELD_OUT_SHARE) == (split == "held_out"):
-                return Problem(id=identity >> 2, prompt=prompt, answer=answer, level=level, columns=columns)
-        raise TaskError(f"task {self.name!r} with levels {self.levels} has no {split} problem")
+    def pair(self, problem: Problem, index: int = 0) -> tuple[str, str]:
+        """(chosen, rejected): the direct demonstration and a plausible mistake, another for each `index`."""
+        return self.demonstration(problem), self.wrong(problem, index)
 
-    def reward(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]) -> list[float]:
-        """The verifier as a reward function."""
-        rows = [{k: v[i] for k, v in columns.items()} for i in range(len(completions))]
-        return [self.score(c, row) for c, row in zip(completions, rows, strict=True)]
+    def reward(
+        self, prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """1.0 where the completion's answer is right, else 0.0. Needs the columns of `Problem.columns` and `answer`."""
+        if "answer" not in columns:
+            raise ValueError(f"the reward of task {self.name!r} needs the column 'answer'; it got {sorted(columns)}")
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return [float(self.verify(final_answer(c), row)) for c, row in zip(completions, rows, strict=True)]
 
-    def pair(self, problem: Problem, index: int) -> tuple[str, str]:
-        """(chosen, rejected): a right answer, and a wrong one that depends on `index`."""
-        rng = np.random.default_rng([problem.id & 0xFFFFFFFF, index])
-        for _ in range(TRIES):
-            wrong = self.corrupted(problem, rng)
-            if not self.score(wrong, {**problem.columns, "answer": problem.answer}):
-                return problem.answer, wrong
-        raise TaskError(f"task {self.name!r} found no wrong answer to {problem.prompt!r}")
-
-    def corrupted(self, problem: Problem, rng: np.random.Generator) -> str:
-        """A plausible, usually wrong answer: one character replaced by another of the same kind."""
-        answer = problem.answer
-        at = int(rng.integers(len(answer)))
-        pool = "0123456789" if answer[at].isdigit() else "abcdefghijklmnopqrstuvwxyz"
-        return answer[:at] + pool[int(rng.integers(len(pool)))] + answer[at + 1 :]
-
-    def _check_style(self, style: str) -> None:
-        if style not in self.styles:
-            raise TaskError(f"task {self.name!r} has no expert style {style!r}; it has: {', '.join(self.styles)}")
+    def _written(self, problem: Problem, answer: str, style: str) -> str:
+        return answer if style == "direct" else f"{self.steps(problem)}{MARK}{answer}"
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+@dataclass
+class _Distinct:
+    """The held-out problems of a task in the order in which they are first drawn."""
+
+    task: GeneratedTask
+    found: dict[int, Problem] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+    draws: int = 0
+    idle: int = 0
+
+    def at(self, index: int) -> Problem:
+        while len(self.order) <= index and self.idle < PATIENCE:
+            problem = self.task._drawn(self.draws, "held_out")
+            self.draws, self.idle = self.draws + 1, self.idle + 1
+            if problem.id not in self.found:
+                self.found[problem.id], self.idle = problem, 0
+                self.order.append(problem.id)
+        return self.found[self.order[index % len(self.order)]]
+
+
+@lru_cache(maxsize=64)
+def _distinct(task: GeneratedTask) -> _Distinct:
+    return _Distinct(task)
+
+
+def identity(text: str) -> int:
+    """A stable 62-bit id of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
+
+
+def split_of(name: str, canonical: str) -> str:
+    """The one split that a canonical problem of task `name` belongs to."""
+    return "held_out" if identity(f"{name}/{canonical}") % HELD_OUT_SHARE == 0 else "train"
+
+
+def final_answer(completion: str) -> str:
+    """What follows the last mark (all of it without one), stripped."""
+    return completion.rpartition(MARK)[2].strip()
+
+
+def same_text(answer: str, columns: Mapping[str, Any]) -> bool:
+    """Whether `answer` is the one right answer, letter by letter."""
+    return answer == columns["answer"]
