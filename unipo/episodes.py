@@ -239,7 +239,7 @@ class Episodes:
             return torch.zeros(len(column), dtype=torch.bool, device=self.device)
         return column.values == column.names.index(value)
 
-    def with_columns(self, level: str, **values: Any) -> Episodes:
+    def with_columns(self, level: str, /, **values: Any) -> Episodes:
         """Add or replace columns at `level`: tensors [n(level), ...], or strings (one for all, or one per entry)."""
         n = self.count(level)
         made = {name: _column(name, v, n, level, self.device) for name, v in values.items()}
