@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from unipo.rewards.calling import RewardError, RewardFunction
+from unipo.rewards.mathematics import math
+from unipo.rewards.names import unknown
 
 
 def exact_match(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any] | None = None, **columns: Any
@@ -21,25 +24,12 @@ def exact_match(prompts: Sequence[Any], completions: Sequence[str], answer: Sequ
     ]
 
 
-def math(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any] | None = None, **columns: Any
-         ) -> list[float | None]:  # fmt: skip
-    r"""1.0 where the completion's last answer is mathematically equal to `answer` (math-verify: LaTeX, \boxed, numbers)."""
-    from math_verify import parse, verify
-
-    def one(completion: str, gold: Any) -> float | None:
-        if gold is None:
-            return None
-        # math-verify limits time by signals, which only the main thread may use: rewards run beside it, so none here.
-        # The caller's own timeout applies.
-        expected = parse(f"${gold}$", parsing_timeout=None) or parse(str(gold), parsing_timeout=None)
-        found = parse(completion, parsing_timeout=None)
-        return float(verify(expected, found, timeout_seconds=None))
-
-    answers = answer if answer is not None else [None] * len(completions)
-    return [one(c, a) for c, a in zip(completions, answers, strict=True)]
+def length(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    """Characters of the completion: `length*-0.001` takes a thousandth off for each."""
+    return [float(len(c)) for c in completions]
 
 
-REWARDS: dict[str, RewardFunction] = {"exact_match": exact_match, "math": math}
+REWARDS: dict[str, RewardFunction] = {"exact_match": exact_match, "length": length, "math": math}
 
 
 def resolve_reward(text: str) -> tuple[str, RewardFunction, float]:
@@ -55,26 +45,42 @@ def resolve_reward(text: str) -> tuple[str, RewardFunction, float]:
     if ":" in name:
         return name.rpartition(":")[2], _imported(name), factor
     if name not in REWARDS:
-        near = difflib.get_close_matches(name, REWARDS, 1, 0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise RewardError(f"there is no reward {name!r}: {hint}Known: {', '.join(REWARDS)}; or give file.py:function")
+        raise RewardError(f"{unknown('reward', name, REWARDS)}; or give file.py:function or package.module:function")
     return name, REWARDS[name], factor
 
 
 def _imported(text: str) -> RewardFunction:
     place, _, attribute = text.rpartition(":")
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if spec is None or spec.loader is None or not Path(place).exists():
-                raise ImportError(f"there is no file {place}")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        function = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
-        raise RewardError(f"could not load the reward {text!r}: {error}") from error
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        hint = "" if place.endswith(".py") else " (for a file write file.py:function)"
+        raise RewardError(f"could not load the reward {text!r}: {type(error).__name__}: {error}{hint}") from error
+    functions = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+    if not hasattr(module, attribute):
+        raise RewardError(unknown(f"function in {place}", attribute, functions))
+    function: RewardFunction = getattr(module, attribute)
     if not callable(function):
         raise RewardError(f"{text!r} is {type(function).__name__}, not a function of (prompts, completions, **columns)")
     return function
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The file as a module; its folder joins the end of the import path, so that it finds its neighbours."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    name = f"unipo_reward_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
