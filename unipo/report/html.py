@@ -1,0 +1,278 @@
+"""One self-contained page about a run, or about several side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from unipo.report.groups import Group, group, standings
+from unipo.report.ledger import AXES, Shares, in_words, quantities, readable, shares_of
+from unipo.report.panels import (
+    ACCURACY,
+    AXIS_TITLES,
+    CURVES,
+    REWARD,
+    Curve,
+    ledger_panels,
+    lines_panel,
+    run_lines,
+    seeds_line,
+    shares_panel,
+)  # fmt: skip
+from unipo.report.plots import PALETTE, Line, colors_of, png, svg
+from unipo.report.runs import Row, RunData, command, full_command, read_run
+from unipo.report.text import amount, between, duration, percent
+
+MOST_SAMPLES = 6
+MOST_LEDGERS = 12
+"""A comparison of more runs shows the ledgers of the first so many."""
+
+
+def write_report(run_folders: Sequence[Path], out: Path) -> Path:
+    """Write the page to `out`, and `report_curves.png` and `report_ledger.png` beside it; returns `out`.
+
+    One folder: the page of that run. Several: a comparison, where runs that differ in their seed only are one curve with
+    the interval over seeds. Raises RunFolderError for a folder that is not a run, ValueError for none.
+    """
+    if not run_folders:
+        raise ValueError("expected at least one run folder, found none")
+    runs = [read_run(Path(f)) for f in run_folders]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = _run_page(runs[0]) if len(runs) == 1 else _comparison_page(runs)
+    curves = [(c.title, lines_panel(c, lines)) for c, lines in _measured_curves(group(runs))]
+    png(out.with_name("report_curves.png"), curves)
+    shares = ledger_panels(runs[0]) if len(runs) == 1 else [(t, shares_panel(s)) for t, s in _ledgers(runs)]
+    png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
+    text = _environment().get_template("page.html.jinja").render(page | {"made_by": _made_by()})
+    out.write_text(text, encoding="utf-8")
+    return out
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+def _run_page(run: RunData) -> dict[str, Any]:
+    axes = [(axis, shares_of(run, axis)) for axis in AXES]
+    sources = quantities(run, "source") or quantities(run, "term")
+    return {
+        "title": f"{run.setting('method')} on {run.setting('task')}",
+        "subtitle": "" if run.finished else f"not finished: {run.metrics['step'][-1]:.0f} of {run.setting('steps')} steps",
+        "facts": _facts(run), "command": command(run.config), "numbers": _numbers(run),
+        "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in ((ACCURACY, PALETTE[2]), (REWARD, PALETTE[0]))],
+                             "main", 5.6, 2.7),
+        "curves": _curve_cards([(c, run_lines(run, c)) for c in CURVES] + _knobs(run), "curve"),
+        "ledger": _ledger_cards([(axis, s) for axis, s in axes if s is not None]),
+        "words": in_words(run), "sources": _source_rows(run, sources),
+        "pairs": _before_after(run), "early": _samples(run, 0), "late": _samples(run, -1),
+        "events": [dict(e) for e in run.events], "config": _settings(run.config), "full_command": full_command(run.config),
+    }  # fmt: skip
+
+
+def _ledger_cards(axes: list[tuple[str, Shares]]) -> list[dict[str, Any]]:
+    """A panel for every axis that has something to divide: an axis with one name is told in words and in the table."""
+    divided = [(axis, s) for axis, s in axes if int((s.shares.max(1) > 0).sum()) > 1] or axes[:1]
+    width = 5.6 if len(divided) > 1 else 11.6
+    return [_ledger_card(AXIS_TITLES[axis], AXES[axis], s, f"ledger-{axis}", width) for axis, s in divided]
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    steps = f"{run.metrics['step'][-1]:.0f}"
+    found = [("model", run.setting("model")), ("seed", run.setting("seed")), ("steps", steps),
+             ("time", duration(run.last("seconds")))]  # fmt: skip
+    return found + [("reward", run.setting("reward"))] * bool(run.config.get("reward"))
+
+
+def _numbers(run: RunData) -> list[dict[str, Any]]:
+    """The key numbers: label, value, a second line, and for the accuracy before and after."""
+    found: list[dict[str, Any]] = []
+    before, after = run.first("accuracy"), run.last("accuracy")
+    if math.isfinite(after):
+        interval = between(run.last("accuracy_low"), run.last("accuracy_high"))
+        note = f"95 % interval {interval}" if interval != "–" else "no interval was recorded"
+        found.append({"label": "Held-out accuracy", "value": percent(after), "note": note, "wide": True,
+                      "before": percent(before) if run.measured("accuracy")[0].size > 1 else ""})  # fmt: skip
+    reward = run.measured("reward")[1]
+    if reward.size:
+        early, late = (float(part.mean()) for part in (reward[: _tenth(reward)], reward[-_tenth(reward) :]))
+        found.append({"label": "Reward", "value": f"{late:.3g}", "note": f"was {early:.3g} at the start"})
+    sampled, trained = run.last("tokens_sampled"), run.last("tokens_trained")
+    if math.isfinite(sampled) or math.isfinite(trained):
+        found.append({"label": "Tokens trained", "value": amount(trained),
+                      "note": f"{amount(sampled)} sampled"})  # fmt: skip
+    speed = run.tokens_per_second[1]
+    rate = f"{amount(float(speed.mean()))} tokens/s" if speed.size else ""
+    found.append({"label": "Time", "value": duration(run.last("seconds")), "note": rate})
+    return found
+
+
+def _knobs(run: RunData) -> list[tuple[Curve, list[Line]]]:
+    """Settings that a controller turned."""
+    names = [n for n in run.metrics if n.startswith("knob/")]
+    turned = [n for n in names if run.measured(n)[1].size and float(run.measured(n)[1].std()) > 0]
+    curves = [Curve(title=n.removeprefix("knob/"), column=n, note="turned by its controller") for n in turned]
+    return [(c, run_lines(run, c, PALETTE[3])) for c in curves]
+
+
+def _source_rows(run: RunData, rows: list[dict[str, float | str]]) -> list[dict[str, str]]:
+    """The compact table of the ledger, as text; `width` is the share as a CSS length."""
+    axis = "source" if quantities(run, "source") else "term"
+    shares = shares_of(run, axis)
+    color = dict(zip(shares.names, colors_of(shares), strict=True)) if shares else {}
+    return [
+        {
+            "name": readable(str(r["name"])), "color": color.get(str(r["name"]), PALETTE[0]),
+            "rows": amount(float(r["rows"])), "tokens": amount(float(r["tokens"])),
+            "token_share": percent(float(r["token_share"]), 0), "share": percent(float(r["gradient_share"])),
+            "width": _css_width(float(r["gradient_share"])),
+            "ess": percent(float(r["ess"]), 0), "clipped": percent(float(r["clipped_share"])),
+            "kl": "–" if math.isnan(float(r["kl"])) else f"{float(r['kl']):.2g}",
+        }
+        for r in rows
+    ]  # fmt: skip
+
+
+def _before_after(run: RunData) -> list[tuple[Row, Row]]:
+    """Held-out prompts with their completion at the first and at the last evaluation, where both were kept."""
+    held = [_shown(s) for s in run.samples if s.get("source") == "held_out"]
+    steps = sorted({s["step"] for s in held})
+    if len(steps) < 2:
+        return []
+    first = {s["prompt"]: s for s in reversed(held) if s["step"] == steps[0]}
+    last = {s["prompt"]: s for s in reversed(held) if s["step"] == steps[-1]}
+    return [(first[p], last[p]) for p in reversed(first) if p in last][:MOST_SAMPLES]
+
+
+def _samples(run: RunData, which: int) -> list[Row]:
+    """What was trained on at the first (0) or last (-1) step with samples: sources in turn."""
+    trained = [_shown(s) for s in run.samples if s.get("source") != "held_out"]
+    if not trained:
+        return []
+    step = sorted({s["step"] for s in trained})[which]
+    by_source: dict[str, list[Row]] = {}
+    for s in trained:
+        if s["step"] == step:
+            by_source.setdefault(s["source"], []).append(s)
+    turns = zip_longest(*by_source.values())
+    return [s for turn in turns for s in turn if s is not None][:MOST_SAMPLES]
+
+
+def _shown(sample: Row) -> dict[str, Any]:
+    """A sample as the page needs it, whatever fields it came with."""
+    reward = sample.get("reward")
+    known = isinstance(reward, int | float) and math.isfinite(reward)
+    return {
+        "step": int(sample.get("step") or 0), "prompt": str(sample.get("prompt", "")),
+        "completion": str(sample.get("completion", "")), "source": str(sample.get("source") or "unknown"),
+        "reward": f"{reward:.3g}" if known else "", "truncated": bool(sample.get("truncated")),
+        "mood": "" if not known else "good" if float(reward or 0) > 0.5 else "bad",
+    }  # fmt: skip
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in config.items()]
+
+
+# ---- several runs ----------------------------------------------------------------------------------------------------
+def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
+    groups = group(runs)
+    rows = standings(groups)
+    tasks = list(dict.fromkeys(r.setting("task") for r in runs))
+    measured = _measured_curves(groups)
+    main = [m for m in measured if m[0] in (ACCURACY, REWARD)]
+    color = {g.label: PALETTE[i % len(PALETTE)] for i, g in enumerate(groups)}
+    best = rows[0] if rows and math.isfinite(rows[0].accuracy) else None
+    return {
+        "title": f"{len(groups)} configurations on {', '.join(tasks)}" if len(groups) > 1 else
+                 f"{groups[0].label} on {', '.join(tasks)}, {len(runs)} runs",
+        "subtitle": f"best held-out accuracy: {best.label}, {percent(best.accuracy)}" if best else "",
+        "facts": [("runs", str(len(runs))), ("configurations", str(len(groups)))],
+        "legend": list(color.items()),
+        "standings": [_standing_row(s, color[s.label]) for s in rows], "baseline": groups[0].label,
+        "main": _curve_cards(main, "main", 5.6, 2.7),
+        "curves": _curve_cards([m for m in measured if m not in main], "curve"),
+        "ledger": [_ledger_card(title, "", s, f"ledger-{i}", 3.7) for i, (title, s) in enumerate(_ledgers(runs))],
+        "left_out": max(0, len(runs) - MOST_LEDGERS),
+        "runs": [(str(r.folder), command(r.config)) for r in runs],
+    }  # fmt: skip
+
+
+def _measured_curves(groups: Sequence[Group]) -> list[tuple[Curve, list[Line]]]:
+    """Every curve with at least one measured value, a line per group; a single run keeps its own interval."""
+    if len(groups) == 1 and len(groups[0].runs) == 1:
+        found = [(c, run_lines(groups[0].runs[0], c)) for c in (ACCURACY, REWARD, *CURVES)]
+        return [(c, lines) for c, lines in found if lines]
+    found = []
+    for curve in (ACCURACY, REWARD, *CURVES):
+        lines = [seeds_line(g.runs, curve, g.label, PALETTE[i % len(PALETTE)]) for i, g in enumerate(groups)]
+        found.append((curve, [line for part in lines for line in part]))
+    return [(c, lines) for c, lines in found if lines]
+
+
+def _ledgers(runs: Sequence[RunData]) -> list[tuple[str, Shares]]:
+    """A panel per run: by source where any run has several, else by direction."""
+    mixed = any(len(s.names) > 1 for r in runs if (s := shares_of(r, "source")) is not None)
+    found = [(r, shares_of(r, "source" if mixed else "sign")) for r in runs[:MOST_LEDGERS]]
+    return [(f"{r.setting('method')}, seed {r.setting('seed')}", s) for r, s in found if s is not None]
+
+
+def _standing_row(s: Any, color: str) -> dict[str, str]:
+    mean, low, high = s.difference
+    sign = f"{100 * mean:+.1f}" if math.isfinite(mean) else "–"
+    spread = f" ({100 * low:+.1f} to {100 * high:+.1f})" if math.isfinite(low) else ""
+    return {
+        "label": s.label, "color": color, "before": percent(s.before), "after": percent(s.accuracy),
+        "interval": between(s.low, s.high), "kind": s.interval, "seeds": str(s.seeds),
+        "difference": f"{sign}{spread}", "seconds": duration(s.seconds), "tokens": amount(s.tokens),
+    }  # fmt: skip
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+def _curve_cards(
+    found: Sequence[tuple[Curve, list[Line]]], name: str, width: float = 3.7, height: float = 2.1
+) -> list[dict[str, str]]:
+    return [
+        {"title": c.title, "note": c.note, "svg": svg(lines_panel(c, _unlabelled(lines)), f"{name}-{c.column}", width, height)}
+        for c, lines in found if lines
+    ]  # fmt: skip
+
+
+def _unlabelled(lines: Sequence[Line]) -> list[Line]:
+    """The page has one legend for all panels."""
+    return [Line(steps=x.steps, values=x.values, low=x.low, high=x.high, color=x.color, marked=x.marked) for x in lines]
+
+
+def _ledger_card(title: str, note: str, shares: Shares, name: str, width: float = 5.6) -> dict[str, Any]:
+    legend = [
+        {"name": readable(n), "color": c, "share": percent(shares.mean(n), 0)}
+        for n, c in zip(shares.names, colors_of(shares), strict=True)
+    ]
+    return {"title": title, "note": note, "legend": legend, "svg": svg(shares_panel(shares), name, width, 2.1)}
+
+
+def _css_width(share: float) -> str:
+    return f"{100 * min(1.0, max(0.0, share)):.1f}%" if math.isfinite(share) else "0"
+
+
+def _tenth(values: Any) -> int:
+    return max(1, len(values) // 10)
+
+
+def _made_by() -> str:
+    try:
+        return f"UniPO {version('unipo')}"
+    except PackageNotFoundError:
+        return "UniPO"
+
+
+def _environment() -> jinja2.Environment:
+    """Everything is escaped; only the pictures, which we drew, are marked safe in the template."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.Undefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
