@@ -84,6 +84,7 @@ def _ledger(t: float, sources: dict[str, float], rng: np.random.Generator) -> di
             f"{key}/rows": 300 * tokens,
         }
         row |= {
+            f"{key}/kl": 1e-3 if name == "fresh" else 0.04,
             f"{key}/ess": 0.97 if name == "fresh" else 0.61,
             f"{key}/clipped_share": 0.01 if name == "fresh" else 0.09,
         }

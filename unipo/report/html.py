@@ -25,6 +25,7 @@ from unipo.report.panels import (
     run_lines,
     seeds_line,
     shares_panel,
+    shares_panel_with_legend,
 )  # fmt: skip
 from unipo.report.plots import PALETTE, Line, colors_of, png, svg
 from unipo.report.runs import Row, RunData, command, full_command, read_run
@@ -47,13 +48,20 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = _run_page(runs[0]) if len(runs) == 1 else _comparison_page(runs)
-    curves = [(c.title, lines_panel(c, lines)) for c, lines in _measured_curves(group(runs))]
-    png(out.with_name("report_curves.png"), curves)
-    shares = ledger_panels(runs[0]) if len(runs) == 1 else [(t, shares_panel(s)) for t, s in _ledgers(runs)]
-    png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
     text = _environment().get_template("page.html.jinja").render(page | {"made_by": _made_by()})
     out.write_text(text, encoding="utf-8")
+    _write_pictures(runs, out)
     return out
+
+
+def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
+    curves = [
+        (c.title, lines_panel(c, lines if i == 0 else _unlabelled(lines)))
+        for i, (c, lines) in enumerate(_measured_curves(group(runs)))
+    ]
+    png(out.with_name("report_curves.png"), curves)
+    shares = ledger_panels(runs[0]) if len(runs) == 1 else [(t, shares_panel_with_legend(s)) for t, s in _ledgers(runs)]
+    png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------

@@ -55,9 +55,9 @@ def shares_of(run: RunData, axis: str) -> Shares | None:
     if not there.any():
         return None
     steps, shares = run.metrics["step"][there], np.clip(np.nan_to_num(table[:, there]), 0, 1)
-    rest = 1 - shares.sum(0)
-    if rest.max() > 0.005 and (shares.sum(0) > 0).any():
-        rest = np.where(shares.sum(0) > 0, np.clip(rest, 0, 1), 0.0)
+    total = shares.sum(0)
+    rest = np.where(total > 0, np.clip(1 - total, 0, 1), 0.0)  # an update without any gradient has no rest either
+    if rest.max() > 0.005:
         names, shares = [*names, REST], np.vstack([shares, rest])
     return Shares(axis, steps, tuple(names), shares)
 
@@ -85,8 +85,8 @@ def in_words(run: RunData) -> list[str]:
     if sign is not None and {"raised", "lowered"} <= set(sign.names) and sign.shares.sum():
         raised, lowered = sign.mean("raised"), sign.mean("lowered")
         said.append(
-            f"{percent(raised / (raised + lowered), 0)} of the push pulled the policy towards what is in the batch, "
-            f"{percent(lowered / (raised + lowered), 0)} pushed it away."
+            f"{percent(raised, 0)} of the push pulled the policy towards what is in the batch, "
+            f"{percent(lowered, 0)} pushed it away."
         )
     return said + _how_far(run)
 

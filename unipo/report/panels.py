@@ -100,15 +100,21 @@ def shares_panel(shares: Shares) -> Draw:
     return lambda ax: draw_shares(ax, shares)
 
 
+def shares_panel_with_legend(shares: Shares) -> Draw:
+    """Draws an axis of the ledger with its names under it, for a PNG."""
+
+    def draw(ax: Axes) -> None:
+        draw_shares(ax, shares)
+        legend_below(ax, shares)
+
+    return draw
+
+
 def ledger_panels(run: RunData) -> list[tuple[str, Draw]]:
-    """Every axis of the ledger that the run has, with legends, for a PNG."""
-
-    def panel(shares: Shares) -> Draw:
-        def draw(ax: Axes) -> None:
-            draw_shares(ax, shares)
-            legend_below(ax, shares)
-
-        return draw
-
+    """Every axis of the ledger that the run has."""
     found = [(axis, shares_of(run, axis)) for axis in AXES]
-    return [(f"Gradient share {AXIS_TITLES[axis].lower()}", panel(s)) for axis, s in found if s is not None]
+    return [
+        (f"Gradient share {AXIS_TITLES[axis].lower()}", shares_panel_with_legend(s))
+        for axis, s in found
+        if s is not None
+    ]

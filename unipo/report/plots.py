@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from unipo.report.ledger import REST, Shares, readable
@@ -61,7 +62,7 @@ def draw_lines(ax: Axes, lines: Sequence[Line], percent: bool = False, log: bool
         ax.set_yscale("log")
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if np.ptp(values) > 0.05 else 1))
-    if any(line.label for line in lines) and len(lines) > 1:
+    if len({line.label for line in lines}) > 1:
         ax.legend(loc="best")
     _steps_axis(ax)
 
@@ -118,7 +119,8 @@ def png(
     """Titled panels as a grid in one PNG on white."""
     rows = -(-len(panels) // columns)
     with _style():
-        figure = Figure(figsize=(size[0] * columns, size[1] * max(rows, 1)), layout="constrained")
+        spaced = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(size[0] * columns, size[1] * max(rows, 1)), layout=spaced)
         for i, (title, draw) in enumerate(panels):
             ax = figure.add_subplot(max(rows, 1), columns, i + 1)
             draw(ax)
@@ -162,7 +164,7 @@ def _draw_line(ax: Axes, line: Line) -> None:
 def _steps_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.margins(x=0.02)
-    ax.set_xlabel("step", loc="right", fontsize=8)
+    ax.set_xlabel("step", loc="right", fontsize=8, labelpad=0)
 
 
 @contextmanager
