@@ -83,14 +83,14 @@ class _Builder:
 
     def _column(self, name: str, values: list[Any]) -> tuple[pa.Array, bool]:
         """The Arrow array of a column, and whether it holds JSON text."""
-        families = {FAMILY[t] for t in set(map(type, values)) if t is not NoneType}
+        families = dict.fromkeys(FAMILY[t] for t in dict.fromkeys(map(type, values)) if t is not NoneType)
         for family in families:
             rows = (i for i, v in enumerate(values) if v is not None and FAMILY[type(v)] == family)
             count = len(values) - values.count(None) if len(families) == 1 else sum(
                 v is not None and FAMILY[type(v)] == family for v in values)  # fmt: skip
             places = (Where(self.file, self.numbers[i], self.unit) for i in rows)
             self.findings.saw(name, family, places, count)
-        if families == {"text"}:
+        if list(families) == ["text"]:
             return self._text(name, values), False
         if len(families) > 1 or "object" in families or any(v and type(v[0]) not in (int, float)
                                                             for v in values if type(v) is list):  # fmt: skip
@@ -310,7 +310,7 @@ def read_file(path: Path, findings: Findings) -> Iterator[Part]:
     """The parts of one file; a file that cannot be opened or is damaged is a problem, not an exception."""
     try:
         yield from READERS[format_of(path)](path, findings)
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, UnicodeError, pa.ArrowException) as error:
         found = f"cannot be read as {format_of(path)[1:]}: {error}"
         findings.add(Problem(str(path), found, "check that the file is complete and readable"))
 

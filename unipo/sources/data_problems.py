@@ -58,7 +58,7 @@ class _Tally:
 
 
 class Findings:
-    """Collects problems: the first `SHOWN` are kept, all are counted, the same one twice counts once."""
+    """Collects problems: the first `SHOWN` are kept, all are counted; of one cell, the first only."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -71,7 +71,7 @@ class Findings:
         return self.total - len(self.problems)
 
     def add(self, problem: Problem) -> None:
-        key = hash((problem.file, problem.row, problem.column, problem.found))
+        key = hash((problem.file, problem.row, problem.column, problem.found if problem.row is None else ""))
         if key in self._seen:
             return
         self._seen.add(key)

@@ -126,7 +126,7 @@ def _messages(column: str, value: Any, fault: Fault) -> list[Message] | None:
         if wrong is not None:
             fault(column, *wrong)
             return None
-    return [{k: v for k, v in m.items() if v is not None or k == "content"} for m in value]
+    return [{"role": m["role"], "content": None} | {k: v for k, v in m.items() if v is not None} for m in value]
 
 
 def _message_fault(i: int, message: Any) -> tuple[str, str] | None:
@@ -187,17 +187,20 @@ def _completion(column: str, value: Any, fault: Fault) -> str | None:
     return None
 
 
-def _numbers(row: Mapping[str, Any], column: str, kinds: str, fault: Fault) -> np.ndarray | None:
-    """A list of numbers as an array [T]; `kinds`: the numpy kinds allowed ("i" whole, "if" any)."""
+def _numbers(row: Mapping[str, Any], column: str, dtype: type[np.generic], fault: Fault) -> np.ndarray | None:
+    """A list of numbers as an array [T] of `dtype`; whole numbers may be written as 3.0 (Arrow widens mixed columns)."""
     value = row.get(column)
     if value is None:
         return None
-    array = np.asarray(value) if isinstance(value, np.ndarray | list) and len(value) else np.zeros(0, np.int64)
-    if not isinstance(value, np.ndarray | list) or array.ndim != 1 or array.dtype.kind not in kinds + "u":
-        what = "whole numbers" if kinds == "i" else "numbers"
-        fault(column, f"not a list of {what}", f"write one of the {what} per token, as a list without gaps")
-        return None
-    return array.astype(np.float64 if "f" in kinds else np.int64)
+    if isinstance(value, np.ndarray | list) and not len(value):
+        return np.zeros(0, dtype)
+    listed = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+    array = np.asarray(value if listed or isinstance(value, np.ndarray) else [None])
+    if array.dtype.kind in "iuf" and (dtype is np.float64 or (array % 1 == 0).all()):
+        return array.astype(dtype)
+    what = "numbers" if dtype is np.float64 else "whole numbers"
+    fault(column, f"not a list of {what}", f"write one of the {what} per token, as a list without gaps")
+    return None
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
@@ -291,18 +294,22 @@ def read_rollout(row: Mapping[str, Any], where: Where, fault: Fault) -> RolloutR
     if completion != "" or tokens is None or not len(tokens):  # a policy may stop at once: its tokens say so
         completion = _completion("completion", completion, fault)
     version, truncated = row.get("policy_version"), row.get("truncated")
-    if not (version is None or (isinstance(version, int) and not isinstance(version, bool) and version >= -1)):
+    if version is not None and not (type(version) in (int, float) and version % 1 == 0 and version >= -1):
         fault("policy_version", describe(version), "write the optimiser step as a whole number, -1 where unknown")
         return None
     if not isinstance(truncated, bool | None):
         fault("truncated", f"{describe(truncated)} where true or false was expected", "write true or false")
         return None
+    column = next((name for name in GROUP_COLUMNS if row.get(name) is not None), None)
+    group = None if column is None else row[column]
+    if column is not None and not isinstance(group, str | int):
+        fault(column, f"{describe(group)} where text or a whole number was expected", "name the group, or number it")
+        return None
     if prompt is None or completion is None or reward is None:
         return None
-    group = next((row[name] for name in GROUP_COLUMNS if row.get(name) is not None), None)
     used = ("prompt", "messages", "completion", "reward", "policy_version", "source", "truncated")
     return RolloutRow(prompt=prompt, completion=completion, reward=reward, logprobs=logprobs, token_ids=tokens,
-                      prompt_ids=prompt_ids, policy_version=-1 if version is None else version,
+                      prompt_ids=prompt_ids, policy_version=-1 if version is None else int(version),
                       source=str(row.get("source") or ""), group=group, truncated=bool(truncated),
                       columns=_rest(row, *used, *LIST_COLUMNS, *GROUP_COLUMNS), where=where)  # fmt: skip
 
@@ -317,9 +324,9 @@ def _reward(value: Any, fault: Fault) -> float | None:
 
 def _token_columns(row: Mapping[str, Any], fault: Fault) -> tuple[np.ndarray | None, ...]:
     """(logprobs, token_ids, prompt_ids), each checked."""
-    logprobs = _numbers(row, "logprobs", "if", fault)
+    logprobs = _numbers(row, "logprobs", np.float64, fault)
     ids = "token_ids" if row.get("token_ids") is not None else "completion_ids"
-    tokens, prompt_ids = _numbers(row, ids, "i", fault), _numbers(row, "prompt_ids", "i", fault)
+    tokens, prompt_ids = (_numbers(row, name, np.int64, fault) for name in (ids, "prompt_ids"))
     for column, values in ((ids, tokens), ("prompt_ids", prompt_ids)):
         if values is not None and (values < 0).any():
             fault(column, f"a negative token id ({values.min()})", "write the ids that the tokenizer gave")

@@ -118,7 +118,7 @@ class Dataset(Sequence[dict[str, Any]]):
         """The rows at `index` [k], in that order, with their provenance."""
         index = np.asarray(index, np.int64)
         return Dataset(self.name, self.table.take(index), self.numbers[index], self.file_ids[index], self.files,
-                       self.encoded)  # fmt: skip
+                       self.encoded, set(self._checked))  # fmt: skip
 
     def where(self, index: int) -> Where:
         """File and line (or row) that row `index` came from."""
@@ -189,18 +189,20 @@ class Dataset(Sequence[dict[str, Any]]):
 
     def records(self, kind: Kind[T], findings: Findings, start: int = 0, stop: int | None = None) -> Iterator[T]:
         """The usable rows as records of `kind`, in order; what is wrong with the others goes to `findings`."""
-        at: list[Where] = [Where("", 0)]
+        where, faulty = Where("", 0), False
 
         def fault(column: str, found: str, remedy: str) -> None:
-            findings.add(at[0].problem(column, found, remedy))
+            nonlocal faulty
+            faulty = True
+            findings.add(where.problem(column, found, remedy))
 
         stop = len(self) if stop is None else stop
         for first in range(start, stop, BATCH):
             rows = _plain(self.table.slice(first, min(BATCH, stop - first)), self.encoded, arrays=True)
             for i, row in enumerate(rows, first):
-                at[0] = self.where(i)
-                record = kind.read(row, at[0], fault)
-                if record is not None:
+                where, faulty = self.where(i), False
+                record = kind.read(row, where, fault)
+                if record is not None and not faulty:
                     yield record
 
     def prompts(self) -> Records[PromptRow]:
