@@ -82,8 +82,14 @@ def test_split_covers_all_within_the_budget_and_may_cut_groups() -> None:
 def test_nested_turns_and_vector_columns_survive_the_disk(tmp_path: Path) -> None:
     offsets = {"turn": offsets_of(torch.tensor([2, 1, 3])), "episode": offsets_of(torch.tensor([2, 1])),
                "group": offsets_of(torch.tensor([2]))}  # fmt: skip
-    e = Episodes(offsets, {}).with_columns("step", token=torch.arange(6), state=torch.randn(6, 3), mask=torch.arange(6) > 0)
-    e = e.with_context("score", [[1, 2], [3], []]).with_columns("episode", source=["a", "b"]).with_columns("group", id=torch.tensor([7]))
+    e = Episodes(offsets, {}).with_columns(
+        "step", token=torch.arange(6), state=torch.randn(6, 3), mask=torch.arange(6) > 0
+    )
+    e = (
+        e.with_context("score", [[1, 2], [3], []])
+        .with_columns("episode", source=["a", "b"])
+        .with_columns("group", id=torch.tensor([7]))
+    )
     e.save(tmp_path / "x.parquet")
     again = Episodes.load(tmp_path / "x.parquet")
     assert again.lengths("turn").tolist() == [2, 1, 3]

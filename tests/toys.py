@@ -53,7 +53,9 @@ class ToyPolicy(nn.Module):
         return super().named_parameters()
 
 
-def toy_batch(seed: int = 0, groups: int = 4, group: int = 4, rewards: Sequence[float] | None = None, demos: bool = True) -> Episodes:
+def toy_batch(
+    seed: int = 0, groups: int = 4, group: int = 4, rewards: Sequence[float] | None = None, demos: bool = True
+) -> Episodes:
     """Fresh and replayed groups of rollouts (each with its prompt's demonstration where `demos`), demonstrations, pairs."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -99,7 +101,9 @@ def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -
                               old_logp=near(signals["logp"]), old_value=near(signals["value"]))  # fmt: skip
 
 
-def gradient(objective: Objective, episodes: Episodes, logp: Tensor, settings: Mapping[str, float] | None = None) -> Tensor:
+def gradient(
+    objective: Objective, episodes: Episodes, logp: Tensor, settings: Mapping[str, float] | None = None
+) -> Tensor:
     """dL/dlogp [N] of an objective that needs no other signal."""
     return coefficients(with_settings(objective, settings or {}), episodes, {"logp": logp}).total["logp"]
 
@@ -117,4 +121,6 @@ def rollouts_of(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[i
     logp = behavior + drift * torch.randn(n, generator=generator, dtype=torch.float64)
     won = torch.tensor([r for g in rewards for r in g], dtype=torch.float64)
     e = e.with_columns("episode", reward=won)
-    return e.with_columns("step", behavior_logp=behavior, reference_logp=behavior.clone(), old_logp=behavior.clone()), logp
+    return e.with_columns(
+        "step", behavior_logp=behavior, reference_logp=behavior.clone(), old_logp=behavior.clone()
+    ), logp

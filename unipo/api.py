@@ -78,6 +78,8 @@ def compare(methods: Sequence[str], task: str, seeds: int = 3, out: str = "runs/
                 method=method, task=task, seed=seed, out=f"{out}/{method.replace('*', 'x')}-s{seed}", **settings
             )
             folders.append(config.folder)
+            if (config.folder / "final").exists():
+                continue
             if (config.folder / "config.yaml").exists():
                 resume(config.folder, console)
             else:

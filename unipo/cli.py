@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 only when it did all it was asked for."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        console.print(USAGE, markup=False, highlight=False)
+        console.print(USAGE, markup=False, highlight=False, soft_wrap=True)
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     name, rest = arguments[0], arguments[1:]
@@ -78,10 +79,12 @@ def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
     except OSError as error:
         return _failed(error.strerror or str(error))
     except Interrupted as stop:
-        errors.print(f"[yellow]{stop}[/]", highlight=False)
+        errors.print(f"[yellow]{stop}[/]", highlight=False, soft_wrap=True)
         return 130
     except KeyboardInterrupt:
-        errors.print("[yellow]stopped at once; the last checkpoint is intact: unipo resume[/]", highlight=False)
+        errors.print(
+            "[yellow]stopped at once; the last checkpoint is intact: unipo resume[/]", highlight=False, soft_wrap=True
+        )
         return 130
 
 
@@ -91,7 +94,7 @@ class UsageError(ValueError):
 
 def _failed(message: str) -> int:
     errors.print("[bold red]error[/] ", end="")
-    errors.print(message, markup=False, highlight=False)
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
     return 1
 
 
@@ -114,8 +117,6 @@ def _quiet() -> None:
 # ---- train -----------------------------------------------------------------------------------------------------------
 def _parsed(command: str, arguments: list[str]) -> Any:
     """METHOD TASK [--flags] as a RunConfig."""
-    import tyro
-
     from unipo.methods.catalog import parse
     from unipo.training import RunConfig
 
@@ -169,8 +170,6 @@ def run(arguments: list[str]) -> int:
 
 
 def resume(arguments: list[str]) -> int:
-    import tyro
-
     from unipo import api
 
     def parse(folder: Annotated[str, tyro.conf.Positional], changed_code: bool = False) -> Any:
@@ -197,15 +196,13 @@ def _finished(made: Any) -> int:
             f"(95 % interval {last['accuracy_low']:.1%} to {last['accuracy_high']:.1%}) in {last['seconds']:.0f} s",
             highlight=False,
         )
-    console.print(f"policy  {made.folder / 'final'}", highlight=False)
+    console.print(f"policy  {made.folder / 'final'}", highlight=False, soft_wrap=True)
     page = write_report([made.folder], made.folder / "report.html")
-    console.print(f"report  [bold]{page}[/]", highlight=False)
+    console.print(f"report  [bold]{page}[/]", highlight=False, soft_wrap=True)
     return 0
 
 
 def compare(arguments: list[str]) -> int:
-    import tyro
-
     from unipo import api
     from unipo.methods.catalog import parse as parse_method
     from unipo.report import comparison_table, write_report
@@ -228,7 +225,9 @@ def compare(arguments: list[str]) -> int:
     }
     folders = api.compare(methods, task, seeds, out, console, **changed)
     console.print(comparison_table(folders))
-    console.print(f"report  [bold]{write_report(folders, Path(out) / 'report.html')}[/]", highlight=False)
+    console.print(
+        f"report  [bold]{write_report(folders, Path(out) / 'report.html')}[/]", highlight=False, soft_wrap=True
+    )
     return 0
 
 
@@ -244,8 +243,6 @@ def _taken(flags: list[str], name: str, default: int) -> tuple[int, list[str]]:
 
 # ---- look ------------------------------------------------------------------------------------------------------------
 def evaluate(arguments: list[str]) -> int:
-    import tyro
-
     from unipo.training.revisit import evaluate_run
 
     def parse(folder: Annotated[str, tyro.conf.Positional], prompts: int = 512, samples: int = 1, temperature: float = 1.0,
@@ -265,9 +262,9 @@ def evaluate(arguments: list[str]) -> int:
             return 0
         kind = "Wilson" if samples == 1 else "Student's t over prompts"
         console.print(f"pass@1 [bold]{found.accuracy:.1%}[/]  95 % interval {found.low:.1%} to {found.high:.1%} "
-                      f"({kind}; {found.prompts} prompts x {found.samples})", highlight=False)  # fmt: skip
+                      f"({kind}; {found.prompts} prompts x {found.samples})", highlight=False, soft_wrap=True)  # fmt: skip
         for k, value in found.pass_k.items():
-            console.print(f"pass@{k} [bold]{value:.1%}[/]", highlight=False)
+            console.print(f"pass@{k} [bold]{value:.1%}[/]", highlight=False, soft_wrap=True)
         return 0
 
     return int(tyro.cli(parse, prog="unipo evaluate", args=arguments))
@@ -283,7 +280,7 @@ def report(arguments: list[str]) -> int:
     if bad:
         raise UsageError(f"{bad[0]} is not a run: it has no config.yaml")
     out = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
-    console.print(f"report  [bold]{write_report(folders, out)}[/]", highlight=False)
+    console.print(f"report  [bold]{write_report(folders, out)}[/]", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -310,7 +307,9 @@ def methods(arguments: list[str]) -> int:
         )
     console.print(table)
     states = [e.state for e in entries]
-    console.print(", ".join(f"{states.count(s)} {s}" for s in ("works", "partial", "planned")), highlight=False)
+    console.print(
+        ", ".join(f"{states.count(s)} {s}" for s in ("works", "partial", "planned")), highlight=False, soft_wrap=True
+    )
     return 0
 
 
@@ -319,7 +318,7 @@ def show(arguments: list[str]) -> int:
 
     if len(arguments) != 1:
         raise UsageError("unipo show takes one METHOD")
-    console.print(describe(arguments[0]), markup=False, highlight=False)
+    console.print(describe(arguments[0]), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -329,7 +328,7 @@ def explain(arguments: list[str]) -> int:
 
     config = _parsed("explain", arguments)
     for part in explain_run(config, build(config.method, config.method_options)):
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -352,9 +351,9 @@ def data(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "check":
         raise UsageError("unipo data knows one verb: unipo data check FILE")
     found = check(arguments[1])
-    console.print(str(found), markup=False, highlight=False)
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if found.kinds:
-        console.print(f"methods that fit: {', '.join(_fitting(found.kinds))}", highlight=False)
+        console.print(f"methods that fit: {', '.join(_fitting(found.kinds))}", highlight=False, soft_wrap=True)
     return 0 if found.ok else 1
 
 

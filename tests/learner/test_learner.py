@@ -52,12 +52,16 @@ def test_two_players_share_an_update() -> None:
 
 def test_episodes_without_coefficient_are_not_computed_again() -> None:
     episodes = toy_batch(rewards=[1.0, 1.0, 1.0, 1.0])
-    update = Learner({"policy": ToyPolicy()}, LearnerSettings(token_budget=20)).gradient(episodes, build("grpo", {}).objective)
+    update = Learner({"policy": ToyPolicy()}, LearnerSettings(token_budget=20)).gradient(
+        episodes, build("grpo", {}).objective
+    )
     assert update.tokens_computed == int(ToyPolicy().total_lengths(episodes).sum()), "only pass 1"
 
 
 def test_gradient_norm_is_clipped_and_schedules_run() -> None:
-    settings = LearnerSettings(learning_rate=0.1, clip_norm=1e-3, warmup=2, schedule="linear", total_updates=6, betas=(0.0, 0.0))
+    settings = LearnerSettings(
+        learning_rate=0.1, clip_norm=1e-3, warmup=2, schedule="linear", total_updates=6, betas=(0.0, 0.0)
+    )
     learner = Learner({"policy": ToyPolicy()}, settings)
     rates = [learner.update(toy_batch(), build("sft", {}).objective).learning_rate for _ in range(6)]
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
@@ -70,7 +74,9 @@ def test_gradient_norm_is_clipped_and_schedules_run() -> None:
 
 def test_parameter_groups() -> None:
     """Matrices decay, vectors do not; value heads have their own learning rate."""
-    learner = Learner({"policy": ToyPolicy()}, LearnerSettings(learning_rate=1.0, value_learning_rate=2.0, weight_decay=0.5))
+    learner = Learner(
+        {"policy": ToyPolicy()}, LearnerSettings(learning_rate=1.0, value_learning_rate=2.0, weight_decay=0.5)
+    )
     groups = {(g["lr"], g["weight_decay"]): len(g["params"]) for g in learner.optimizer.param_groups}
     assert groups == {(1.0, 0.5): 3, (2.0, 0.0): 1}
 
@@ -104,11 +110,18 @@ def test_annotation_fills_only_what_is_missing() -> None:
     reference[:3] = math.nan
     objective = build("dpo+copg", {}).objective
     policies = {"reference": ToyPolicy(5)}
-    filled = annotate(episodes.with_columns("step", reference_logp=reference), objective.needs, policies, 20)["reference_logp"]
+    filled = annotate(episodes.with_columns("step", reference_logp=reference), objective.needs, policies, 20)[
+        "reference_logp"
+    ]
     known = ToyPolicy(5).signals(episodes, ["logp"])["logp"].detach()
     torch.testing.assert_close(filled[:3], known[:3])
     assert torch.equal(filled[3:], episodes["reference_logp"][3:]), "logged numbers stand in for the reference"
-    torch.testing.assert_close(annotate(episodes.without("reference_logp"), objective.needs, policies, 20)["reference_logp"].double(), known, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        annotate(episodes.without("reference_logp"), objective.needs, policies, 20)["reference_logp"].double(),
+        known,
+        atol=1e-6,
+        rtol=1e-6,
+    )
 
 
 def test_the_ledger_by_hand() -> None:

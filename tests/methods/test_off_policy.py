@@ -187,7 +187,9 @@ def test_topr_is_bounded_where_reinforce_is_not() -> None:
     reached = {}
     for slug, settings in (("topr", {}), ("topr", {"negative": (1.0, 1.0)})):
         logp = torch.tensor([-1.0], dtype=torch.float64)
-        episodes = Episodes.build([[0]], [[0]], kind=["rollout"]).with_columns("episode", reward=torch.zeros(1, dtype=torch.float64))
+        episodes = Episodes.build([[0]], [[0]], kind=["rollout"]).with_columns(
+            "episode", reward=torch.zeros(1, dtype=torch.float64)
+        )
         episodes = episodes.with_columns("step", behavior_logp=logp.clone())
         for _ in range(100):
             logp = logp - of(slug, episodes, logp, **settings)

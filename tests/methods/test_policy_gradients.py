@@ -70,7 +70,9 @@ def test_on_policy_all_are_reinforce_up_to_constants() -> None:
     torch.testing.assert_close(dr, -centred)
     grpo = gradient(find("grpo").build().objective, episodes, logp) * e * lengths
     torch.testing.assert_close(grpo, -z_scores(episodes))
-    clipped = PolicyGradient(advantage=Normalised(), weight=TokenRatio(), mask=find("ppo").build().objective.terms()[0][1].mask)  # type: ignore[attr-defined]
+    clipped = PolicyGradient(
+        advantage=Normalised(), weight=TokenRatio(), mask=find("ppo").build().objective.terms()[0][1].mask
+    )  # type: ignore[attr-defined]
     torch.testing.assert_close(gradient(clipped, episodes, logp) * e * lengths, -centred)
 
 

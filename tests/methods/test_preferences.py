@@ -47,7 +47,9 @@ def test_label_smoothing_is_the_mixture_of_both_labels() -> None:
     episodes, logp = pairs(1.0)
     m = 0.2 * margins(episodes, logp)
     expected = (0.9 * torch.log1p(torch.exp(-m)) + 0.1 * torch.log1p(torch.exp(m))).mean()
-    torch.testing.assert_close(find("dpo").build(beta=0.2, label_smoothing=0.1).objective(episodes, {"logp": logp}), expected)
+    torch.testing.assert_close(
+        find("dpo").build(beta=0.2, label_smoothing=0.1).objective(episodes, {"logp": logp}), expected
+    )
 
 
 def test_ipo_is_copg_with_half_reward_margin() -> None:

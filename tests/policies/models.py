@@ -19,7 +19,13 @@ from transformers import (
     Qwen3Config,
 )
 
-TEXT = ["what is 12 + 30 = ?", "the answer is 42", "reverse abc gives cba", "0 1 2 3 4 5 6 7 8 9", "user: hello assistant: hi"]
+TEXT = [
+    "what is 12 + 30 = ?",
+    "the answer is 42",
+    "reverse abc gives cba",
+    "0 1 2 3 4 5 6 7 8 9",
+    "user: hello assistant: hi",
+]
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -32,7 +38,9 @@ def trained_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXT * 20, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     fast.chat_template = TEMPLATE

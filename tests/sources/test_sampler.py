@@ -20,7 +20,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def sample(policy: Any, prompts: list[list[int]], keys: torch.Tensor, **settings: Any) -> list[Completion]:
-    return Sampler(policy.model, policy.tokenizer, SamplerSettings(**{"max_tokens": 8, **settings})).sample(prompts, keys)
+    return Sampler(policy.model, policy.tokenizer, SamplerSettings(**{"max_tokens": 8, **settings})).sample(
+        prompts, keys
+    )
 
 
 def test_frequencies_are_those_of_the_distribution() -> None:
@@ -92,7 +94,9 @@ def test_truncated_completions_are_flagged_and_ends_are_kept(policy: Any) -> Non
 def test_stop_strings_may_span_tokens(policy: Any) -> None:
     free = sample(policy, [[20]] * 32, torch.arange(32)[:, None], max_tokens=16)
     texts = [policy.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in free]
-    row, stop = next((i, t[k : k + 2]) for i, t in enumerate(texts) for k in range(2, len(t) - 2) if "\ufffd" not in t[: k + 2])
+    row, stop = next(
+        (i, t[k : k + 2]) for i, t in enumerate(texts) for k in range(2, len(t) - 2) if "\ufffd" not in t[: k + 2]
+    )
     done = sample(policy, [[20]] * 32, torch.arange(32)[:, None], max_tokens=16, stop=(stop,))[row]
     decoded = policy.tokenizer.decode(done.tokens, skip_special_tokens=True)
     assert stop in decoded

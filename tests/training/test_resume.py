@@ -68,7 +68,10 @@ def test_kill_and_resume_gives_the_same_weights(tmp_path: Path) -> None:
     assert same_weights(whole, broken)
     steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(9))
-    rewards = [[json.loads(line).get("reward") for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole, broken)]
+    rewards = [
+        [json.loads(line).get("reward") for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (whole, broken)
+    ]
     assert str(rewards[0]) == str(rewards[1])
 
 
@@ -96,7 +99,9 @@ def test_changed_configuration_is_told(tmp_path: Path) -> None:
 
     api.finish(api.start(small(tmp_path / "a"), build("grpo", {})))
     path = tmp_path / "a" / "config.yaml"
-    path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.01").replace("steps: 2", "steps: 3"))
+    path.write_text(
+        path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.01").replace("steps: 2", "steps: 3")
+    )
     with pytest.raises(ConfigError, match="other code or another configuration"):
         api.resume(tmp_path / "a")
     assert api.resume(tmp_path / "a", changed_code=True).step == 3

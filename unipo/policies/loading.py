@@ -75,5 +75,7 @@ def with_lora(model: Any, lora: LoraSettings) -> Any:
 
     present = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     targets: Any = sorted(present & set(TARGETS)) or "all-linear"
-    config = LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha) or 2 * lora.rank, target_modules=targets, lora_dropout=0.0)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=int(lora.alpha) or 2 * lora.rank, target_modules=targets, lora_dropout=0.0
+    )
     return get_peft_model(model, config)
