@@ -1,0 +1,33 @@
+"""The papers' claims as small experiments with the library's own recipes; each writes a verdict with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from unipo.reproduce import bandits, gradients, mixed, offline, online
+from unipo.reproduce.claim import Claim, Expectation, combined
+from unipo.reproduce.run import VERDICTS, run_claim, shown, write
+
+CLAIMS: Mapping[str, Claim] = {
+    claim.slug: claim for page in (bandits, gradients, offline, online, mixed) for claim in page.CLAIMS
+}
+"""The claim of every method that has one, by slug."""
+
+
+def reproduce_claim(slug: str, seeds: int = 5, console: Console | None = None, *, steps: int | None = None,
+                    folder: Path = VERDICTS) -> RenderableType:  # fmt: skip
+    """Run the experiment of `slug`, write `folder/<slug>.json`, and return the table of what came out.
+
+    `steps` shortens every trial. Raises KeyError for a slug without a claim.
+    """
+    if slug not in CLAIMS:
+        raise KeyError(f"no claim is written down for {slug!r}; there are: {', '.join(CLAIMS)}")
+    verdict = run_claim(CLAIMS[slug], seeds, console or Console(), steps)
+    write(verdict, folder)
+    return shown(verdict)
+
+
+__all__ = ["CLAIMS", "Claim", "Expectation", "combined", "reproduce_claim"]
