@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.report.synthetic import make_run, write_metrics
 from unipo.report import comparison_table
 from unipo.report.groups import group, standings
-from unipo.report.ledger import REST, in_words, quantities, shares_of
+from unipo.report.ledger import in_words, quantities, shares_of
 from unipo.report.panels import ACCURACY, REWARD, run_lines, seeds_line
 from unipo.report.plots import MOST_POINTS, colors_of, smooth, thin
 from unipo.report.runs import RunData, read_run
@@ -35,7 +35,7 @@ def test_a_name_that_is_absent_had_no_share_and_the_rest_is_named() -> None:
     )
     shares = shares_of(run, "source")
     assert shares is not None
-    assert shares.names == ("demos", "fresh", REST)
+    assert shares.names == ("demos", "fresh", "other")
     np.testing.assert_allclose(shares.steps, [2, 3, 4])
     np.testing.assert_allclose(shares.shares, [[0, 0.25, 0.2], [1, 0.75, 0.6], [0, 0, 0.2]], atol=1e-12)
     assert shares.mean("demos") == pytest.approx(0.15)

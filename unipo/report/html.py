@@ -19,6 +19,7 @@ from unipo.report.panels import (
     AXIS_TITLES,
     CURVES,
     REWARD,
+    ROUNDING,
     Curve,
     ledger_panels,
     lines_panel,
@@ -139,7 +140,7 @@ def _source_rows(run: RunData, rows: list[dict[str, float | str]]) -> list[dict[
             "token_share": percent(float(r["token_share"]), 0), "share": percent(float(r["gradient_share"])),
             "width": _css_width(float(r["gradient_share"])),
             "ess": percent(float(r["ess"]), 0), "clipped": percent(float(r["clipped_share"])),
-            "kl": "–" if math.isnan(float(r["kl"])) else f"{float(r['kl']):.2g}",
+            "kl": _small(float(r["kl"])),
         }
         for r in rows
     ]  # fmt: skip
@@ -265,6 +266,10 @@ def _ledger_card(title: str, note: str, shares: Shares, name: str, width: float 
 
 def _css_width(share: float) -> str:
     return f"{100 * min(1.0, max(0.0, share)):.1f}%" if math.isfinite(share) else "0"
+
+
+def _small(value: float) -> str:
+    return "–" if math.isnan(value) else "0" if abs(value) < ROUNDING else f"{value:.2g}"
 
 
 def _tenth(values: Any) -> int:

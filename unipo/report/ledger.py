@@ -20,9 +20,10 @@ AXES = {
 READABLE = {
     "fresh": "fresh rollouts", "replay": "replayed rollouts", "demos": "demonstrations", "pairs": "preference pairs",
     "raised": "pulled towards", "lowered": "pushed away",
+    "0": "this version", "1-2": "1-2 versions old",
 }  # fmt: skip
-REST = "other signals"
-"""Gradient that an axis does not name: entropy, value or divergence signals have no sign."""
+REST = {"sign": "without direction (entropy, value)", "staleness": "of no policy version (demonstrations, pairs)"}
+"""What the gradient is that an axis does not name."""
 EARLY_LATE = 5
 """The first and the last fifth of the updates are what "early" and "late" mean."""
 
@@ -58,7 +59,7 @@ def shares_of(run: RunData, axis: str) -> Shares | None:
     total = shares.sum(0)
     rest = np.where(total > 0, np.clip(1 - total, 0, 1), 0.0)  # an update without any gradient has no rest either
     if rest.max() > 0.005:
-        names, shares = [*names, REST], np.vstack([shares, rest])
+        names, shares = [*names, REST.get(axis, "other")], np.vstack([shares, rest])
     return Shares(axis, steps, tuple(names), shares)
 
 

@@ -33,7 +33,7 @@ SPEED = Curve(title="Tokens per second", column="tokens_per_second", note="sampl
 CURVES = (
     Curve(title="Completion length", column="length", note="tokens"),
     Curve(title="Entropy", column="entropy", note="nats per token; near 0: it no longer explores"),
-    Curve(title="KL to the sampler", column="kl", note="k3 estimate, after the updates of the step", log=True),
+    Curve(title="KL to the sampler", column="kl", note="k3 estimate, at the last update of the step", log=True),
     Curve(
         title="Effective sample size", column="ess", note="of the importance weights; 100 %: on-policy", percent=True
     ),
@@ -46,12 +46,17 @@ CURVES = (
     Curve(title="Value error", column="value_error", note="of the critic", log=True),
     SPEED,
 )
+ROUNDING = 1e-9
+"""Smaller values are 0: on-policy, the KL divergence is rounding errors."""
 AXIS_TITLES = {"source": "By source", "sign": "By direction", "staleness": "By staleness", "term": "By term"}
 
 
 def values_of(run: RunData, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """(steps [M], values [M]) of a curve in a run."""
-    return run.tokens_per_second if curve is SPEED else run.measured(curve.column)
+    if curve is SPEED:
+        return run.tokens_per_second
+    steps, values = run.measured(curve.column)
+    return steps, np.where(np.abs(values) < ROUNDING, 0.0, values)
 
 
 def run_lines(run: RunData, curve: Curve, color: str = PALETTE[0]) -> list[Line]:

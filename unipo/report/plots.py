@@ -25,7 +25,7 @@ PALETTE = (
 )  # fmt: skip
 NAMED = {
     "fresh": "#3b82f6", "replay": "#8b5cf6", "demos": "#f59e0b", "pairs": "#10b981", "raised": "#10b981",
-    "lowered": "#ef4444", REST: "#94a3b8",
+    "lowered": "#ef4444", "other": "#94a3b8", **dict.fromkeys(REST.values(), "#94a3b8"),
 }  # fmt: skip
 AGES = ("#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a")
 MOST_POINTS = 600
@@ -57,11 +57,12 @@ def draw_lines(ax: Axes, lines: Sequence[Line], percent: bool = False, log: bool
     values = np.concatenate([line.values for line in lines]) if lines else np.array([])
     if len(values) and np.ptp(values) <= 1e-6 * np.abs(values).max():  # flat: no axis made of rounding errors
         room = 0.1 * abs(values[0]) or 1.0
-        ax.set_ylim(values[0] - room, values[0] + room)
+        inside = percent and 0 <= values[0] <= 1
+        ax.set_ylim(*((-0.03, 1.03) if inside else (values[0] - room, values[0] + room)))
     if log and len(values) and values.min() > 0 and values.max() / values.min() > 100:
         ax.set_yscale("log")
     if percent:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if np.ptp(values) > 0.05 else 1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if 0 < np.ptp(values) <= 0.05 else 0))
     if len({line.label for line in lines}) > 1:
         ax.legend(loc="best")
     _steps_axis(ax)
@@ -95,7 +96,7 @@ def legend_below(ax: Axes, shares: Shares, columns: int = 3) -> None:
 def colors_of(shares: Shares) -> list[str]:
     """A colour per name: known names have their own, others one that no known name has, ages go from light to dark."""
     if shares.axis == "staleness":
-        return [NAMED[n] if n == REST else AGES[min(i, len(AGES) - 1)] for i, n in enumerate(shares.names)]
+        return [NAMED[n] if n in NAMED else AGES[min(i, len(AGES) - 1)] for i, n in enumerate(shares.names)]
     free = iter([c for c in PALETTE if c not in NAMED.values()] * 8)
     return [NAMED[n] if n in NAMED else next(free) for n in shares.names]
 
