@@ -40,7 +40,7 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"could not load the model {name!r}: {first} Give a folder saved by save_pretrained (with "
@@ -49,7 +49,7 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
     model.requires_grad_(True)
     if lora is not None:
         model = with_lora(model, lora)
-    return TokenPolicy(model.to(torch.device(device)), tokenizer, temperature)
+    return TokenPolicy(model.to(device), tokenizer, temperature)
 
 
 def check_tokenizer(name: str, model: Any, tokenizer: Any) -> None:

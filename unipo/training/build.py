@@ -22,7 +22,7 @@ from unipo.rewards import RewardSet, resolve_reward
 from unipo.sources.datasets import load_rows
 from unipo.sources.encode import encode_completion, encode_prompt
 from unipo.sources.mixer import Mixer, Source
-from unipo.sources.prompts import Prompt, RowPrompts, TaskPrompts, prompt_identity
+from unipo.sources.prompts import Curriculum, Prompt, Prompts, RowPrompts, TaskPrompts, prompt_identity
 from unipo.sources.replay import Replay
 from unipo.sources.rollouts import Reward, Rollouts, Scored
 from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
@@ -42,7 +42,7 @@ DATASET_MAX_TOKENS = 256
 class Problems:
     """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one."""
 
-    train: Any
+    train: Prompts | Curriculum
     held_out: list[Prompt]
     reward: RewardSet
     task: Task | None
@@ -141,7 +141,7 @@ def load_problems(config: RunConfig) -> Problems:
         held_out = [TaskPrompts(task, "held_out")[i] for i in range(config.eval_prompts)]
         rewards = rewards or [(task.name, task.reward, 1.0)]
         limit = config.max_tokens or task.max_completion_tokens
-        return Problems(TaskPrompts(task), held_out, _rewards(rewards, config), task, limit)
+        return Problems(_staged(config, TaskPrompts(task)), held_out, _rewards(rewards, config), task, limit)
     rows = dataset_prompts(config.task, config.chat)
     if config.held_out:
         train, kept = rows, dataset_prompts(config.held_out, config.chat)
@@ -149,7 +149,28 @@ def load_problems(config: RunConfig) -> Problems:
         train, kept = divided(rows)
     rewards = rewards or [resolve_reward("math")]
     limit = config.max_tokens or DATASET_MAX_TOKENS
-    return Problems(RowPrompts(train, config.seed), kept[: config.eval_prompts], _rewards(rewards, config), None, limit)
+    prompts = _staged(config, RowPrompts(train, config.seed))
+    return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), None, limit)
+
+
+def _staged(config: RunConfig, first: Prompts) -> Prompts | Curriculum:
+    """The prompts themselves, or the stages of `--curriculum` after them."""
+    if not config.curriculum:
+        return first
+    stages: list[tuple[int, Prompts]] = [(0, first)]
+    for part in config.curriculum.split(","):
+        step, _, name = part.partition("=")
+        if not (step.strip().isdigit() and name):
+            raise ConfigError(
+                f"cannot read the stage {part!r} of --curriculum: write STEP=TASK, such as 50=arithmetic:3"
+            )
+        own = (
+            TaskPrompts(get_task(name))
+            if is_task(name)
+            else RowPrompts(dataset_prompts(name, config.chat), config.seed)
+        )
+        stages.append((int(step), own))
+    return Curriculum(stages=stages)
 
 
 def is_task(name: str) -> bool:
@@ -199,7 +220,8 @@ def _check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) -
     """Every prompt of a dataset must fit: told with its row before training."""
     context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
     limit = min(config.max_prompt_tokens or context, context - problems.max_tokens)
-    rows = problems.train.rows if isinstance(problems.train, RowPrompts) else [problems.train[i] for i in range(8)]
+    stages = [p for _, p in problems.train.stages] if isinstance(problems.train, Curriculum) else [problems.train]
+    rows = [row for p in stages for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])]
     for number, prompt in enumerate([*rows, *problems.held_out], 1):
         length = len(encode_prompt(policy.tokenizer, prompt.text))
         if not 0 < length <= limit:

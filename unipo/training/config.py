@@ -40,6 +40,8 @@ class RunConfig:
     reward_timeout: float = 60.0
     """Seconds that one call of a reward function may take."""
 
+    curriculum: str = ""
+    """Prompts of other tasks or datasets from a step on: 50=arithmetic:2,100=arithmetic:3 (TASK itself starts)."""
     prompts: int = 32
     """Prompts that are sampled."""
     rollouts: int = 0

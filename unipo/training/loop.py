@@ -35,6 +35,7 @@ from unipo.training.config import ConfigError, RunConfig
 from unipo.training.evaluate import Evaluation, evaluate
 from unipo.training.progress import Progress
 from unipo.training.records import Records
+from unipo.training.trackers import Tracker, trackers
 
 GUARD_STEPS = 5
 """A term that has given no gradient for so many steps from the start is reported."""
@@ -70,12 +71,14 @@ class Run:
     def __post_init__(self) -> None:
         self.controllers = self.controllers or {c.knob: c.start() for c in self.recipe.controllers}
         self._stop_asked = False
+        self._trackers: list[Tracker] = []
         self._started = time.perf_counter() - self.seconds
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
     def train(self) -> Run:
         """Make the remaining steps. Raises Interrupted after saving when asked to stop; the folder is then resumable."""
-        with self._stoppable(), self.progress:
+        self._trackers = trackers(self.config, self.step)
+        with self._stoppable(), self.progress, closing_all(self._trackers):
             self._started = time.perf_counter() - self.seconds
             if self.step == 0:
                 self.save()
@@ -156,6 +159,8 @@ class Run:
             self.records.samples({"step": step, "source": "held_out", "truncated": False, **e} for e in found.examples)
         self.records.add(row)
         self.records.flush()
+        for tracker in self._trackers:
+            tracker.add(row)
         self.progress.step(row)
         return row
 
@@ -267,6 +272,16 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def closing_all(open_trackers: list[Tracker]) -> Iterator[None]:
+    """Close trackers however the run ends."""
+    try:
+        yield
+    finally:
+        for tracker in open_trackers:
+            tracker.close()
 
 
 @dataclass
