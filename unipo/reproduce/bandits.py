@@ -60,6 +60,7 @@ CLAIMS = (
         steps=300,
         tune="KL to the optimum",
         minimise=True,
+        grid=(0.006, 0.02, 0.06, 0.2),
         expectations=(
             Expectation(arm="copg", metric="KL to the optimum", most=1e-3),
             Expectation(arm="reinforce, batch mean", metric="KL to the optimum", than="copg", least=1e-3),

@@ -73,5 +73,5 @@ class Claim:
     tune: str
     expectations: tuple[Expectation, ...]
     note: str
-    grid: tuple[float, ...] = (0.02, 0.05, 0.15)
+    grid: tuple[float, ...] = (0.02, 0.06, 0.2, 0.6)
     minimise: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unipo.methods.catalog import build, find
+from unipo.methods.catalog import build
 from unipo.objectives import ClipMask, TokenRatio
 from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.training import copy_of, entropy, key, near_uniform, success, train
@@ -38,7 +38,8 @@ ONE, ZERO = (1.0, 1.0), (0.0, 0.0)
 CLAIMS = (
     Claim(
         slug="topr",
-        statement=find("topr").claim,
+        statement="many epochs on a fixed set of own samples: naive REINFORCE degenerates, PPO's clip stalls, positives only "
+        "plateau, and TOPR is best and stable",
         arms={
             "topr": (TOPR,),
             "naive reinforce": (build("topr", {"topr": {"positive": ONE, "negative": ONE}}),),

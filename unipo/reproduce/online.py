@@ -68,6 +68,8 @@ CLAIMS = (
             Expectation(arm=WITH, metric="success", than=STALE, least=0.0),
             Expectation(arm=WITHOUT, metric="success", than=STALE, least=0.0),
             Expectation(arm=WITHOUT, metric="success", than=WITH, least=-0.03, most=0.03),
+            Expectation(arm=WITH, metric="KL to behaviour", than=STALE, most=0.0),
+            Expectation(arm=WITHOUT, metric="KL to behaviour", than=STALE, most=0.0),
         ),
         note=f"Tabular language policy, groups of {GROUP} from weights synchronised every {SYNC} updates, exact success "
         "(mean of the last fifth of the run) and KL to the behaviour policy just before a synchronisation (largest).",
