@@ -100,7 +100,7 @@ def test_changed_configuration_is_told(tmp_path: Path) -> None:
     api.finish(api.start(small(tmp_path / "a"), build("grpo", {})))
     path = tmp_path / "a" / "config.yaml"
     path.write_text(
-        path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.01").replace("steps: 2", "steps: 3")
+        path.read_text().replace("learning_rate: 0.0005", "learning_rate: 0.01").replace("steps: 2", "steps: 3")
     )
     with pytest.raises(ConfigError, match="other code or another configuration"):
         api.resume(tmp_path / "a")
