@@ -6,34 +6,38 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from unipo.episodes import Episodes
+from unipo.episodes import Episodes, offsets_of
 from unipo.methods.catalog import build, find
-from unipo.policies.tabular import TabularPolicy
 from unipo.reproduce.claim import Claim, Expectation, Phases
-from unipo.reproduce.training import Draw, fresh, near_uniform, success, train
+from unipo.reproduce.network import NetworkPolicy
+from unipo.reproduce.training import Draw, fresh, success, train
 from unipo.sources.keyed import keyed_generator
 from unipo.tasks.tabular import TabularTask
 
 PROMPTS, VOCABULARY, LENGTH, GROUP = 10, 6, 4, 8
-HARD = 4
-TOKENS = PROMPTS * LENGTH
+HARD, STYLED = 4, 0.2
+RATES = (0.003, 0.01, 0.03, 0.1)
+GRPO, SFT = build("grpo", {}), build("sft", {})
 Answer = tuple[int, ...]
 
 
-def demonstration(prompt: int, answer: Answer) -> Episodes:
-    """One episode of kind "demo"."""
-    return Episodes.build([answer], [[prompt]], kind=["demo"], prompt_id=[prompt], truncated=[False])
+def demonstrations(answers: Mapping[int, Answer]) -> Episodes:
+    """One episode of kind "demo" per prompt that has one."""
+    prompts = list(answers)
+    return Episodes.build(list(answers.values()), [[q] for q in prompts], prompt_id=prompts,
+                          kind=["demo"] * len(prompts), truncated=[False] * len(prompts))  # fmt: skip
 
 
 def with_demonstrations(draw: Draw, answers: Mapping[int, Answer]) -> Draw:
     """The same batches; the demonstration of each prompt that has one joins its group."""
-    shown = {prompt: demonstration(prompt, answer) for prompt, answer in answers.items()}
+    shown = demonstrations(answers)
 
     def joined(step: int) -> Episodes:
-        batch = draw(step)
-        groups = [batch.select(torch.tensor([g]), "group") for g in range(batch.count("group"))]
-        return Episodes.cat([Episodes.cat([g, shown[q]]).as_one_group() if q in shown else g
-                             for q, g in enumerate(groups)])  # fmt: skip
+        made = Episodes.cat([draw(step), shown])
+        made = made.select(made["prompt_id"].argsort(stable=True))
+        sizes = torch.unique_consecutive(made["prompt_id"], return_counts=True)[1]
+        counts = {"turn": made.lengths("turn"), "episode": made.lengths("episode", "turn"), "group": sizes}
+        return Episodes({level: offsets_of(n) for level, n in counts.items()}, made.columns)
 
     return joined
 
@@ -51,7 +55,7 @@ def hpt_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str
         return float(tokens == hard[prompt] if prompt in hard else sum(tokens) % VOCABULARY == prompt % VOCABULARY)
 
     task = TabularTask(PROMPTS, VOCABULARY, LENGTH, reward)
-    policy = near_uniform(task, seed)
+    policy = NetworkPolicy(task, seed)
     train(phases, policy, with_demonstrations(fresh(task, policy, GROUP, seed), hard), steps=steps, rate=rate)
     with torch.no_grad():
         solved = task.success(policy)
@@ -60,13 +64,13 @@ def hpt_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str
 
 
 # ---- CHORD -----------------------------------------------------------------------------------------------------------
-def styled_policy(own: Sequence[Answer], boost: float = 2.3) -> TabularPolicy:
-    """A policy whose own style takes two thirds of every token's probability: about one answer in five is right."""
-    logits = torch.zeros(len(own), LENGTH, VOCABULARY + 1, VOCABULARY, dtype=torch.float64)
-    for prompt, tokens in enumerate(own):
-        for position, token in enumerate(tokens):
-            logits[prompt, position, :, token] = boost
-    return TabularPolicy(logits)
+def styled_policy(task: TabularTask, own: Sequence[Answer], seed: int) -> NetworkPolicy:
+    """A policy taught its own style until `STYLED` of its answers are right."""
+    policy = NetworkPolicy(task, seed)
+    taught = demonstrations(dict(enumerate(own)))
+    while success(task, policy) < STYLED:
+        train((SFT,), policy, lambda step: taught, steps=5, rate=0.01)
+    return policy
 
 
 def chord_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
@@ -75,14 +79,13 @@ def chord_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[s
     shift = keyed_generator(seed, "style").integers(1, VOCABULARY, size=(PROMPTS, LENGTH))
     expert = [tuple((t + int(s)) % VOCABULARY for t, s in zip(own[q], shift[q], strict=True)) for q in range(PROMPTS)]
     task = TabularTask(PROMPTS, VOCABULARY, LENGTH, lambda q, tokens: float(tokens in (own[q], expert[q])))
-    policy = styled_policy(own)
+    policy = styled_policy(task, own, seed)
     curve = [success(task, policy)]
     draw = with_demonstrations(fresh(task, policy, GROUP, seed), dict(enumerate(expert)))
     train(phases, policy, draw, steps=steps, rate=rate, watch=lambda step: curve.append(success(task, policy)))
     return {"success": curve[-1], "dip": curve[0] - min(curve), "mean success": sum(curve) / len(curve)}
 
 
-GRPO, SFT = build("grpo", {}), build("sft", {})
 THEN = "sft, then grpo"
 CLAIMS = (
     Claim(
@@ -97,12 +100,13 @@ CLAIMS = (
         trial=hpt_trial,
         steps=120,
         tune="success",
+        grid=RATES,
         expectations=tuple(
             Expectation(arm="hpt", metric="success", than=than, least=0.0) for than in ("grpo", "sft", THEN)
         ),
-        note=f"Tabular language policy, {PROMPTS} prompts, of which {HARD} have a pass rate near 0 and one demonstration "
-        f"each (the others have none), groups of {GROUP}, 120 updates for every arm, exact success rate. Nothing "
-        "generalises between prompts, so SFT can solve the demonstrated prompts only. Sft, then grpo: half the updates each.",
+        note=f"A network of one hidden layer, {PROMPTS} prompts, of which {HARD} have a pass rate near 0 and one demonstration "
+        f"each (the others have none), groups of {GROUP}, 120 updates for every arm, exact success rate. Sft alone "
+        "sees the demonstrated prompts only. Sft, then grpo: half the updates each.",
     ),
     Claim(
         slug="chord",
@@ -116,13 +120,14 @@ CLAIMS = (
         trial=chord_trial,
         steps=100,
         tune="success",
+        grid=RATES,
         expectations=(
             Expectation(arm=THEN, metric="dip", least=0.02),
             Expectation(arm="chord-phi", metric="dip", most=0.02),
             Expectation(arm="chord-phi", metric="success", than="grpo", least=-0.02),
             Expectation(arm="chord-phi", metric="success", than="sft + grpo, constant mu", least=-0.02),
         ),
-        note=f"Tabular language policy, {PROMPTS} prompts with two right answers: one in the policy's own style (about 20 % "
+        note=f"A network of one hidden layer, {PROMPTS} prompts with two right answers: one in the policy's own style (about 20 % "
         f"at the start) and the expert's, other in every token; groups of {GROUP}, 100 updates for every arm, exact success "
         "after every update. Dip: initial success minus the lowest. Constant mu: 0.1, as CHORD-phi, without phi.",
     ),

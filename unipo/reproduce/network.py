@@ -1,0 +1,38 @@
+"""A table of logits that a small network fills: prompts share parameters, so that learning on one moves the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unipo.policies.tabular import TabularPolicy
+from unipo.tasks.tabular import TabularTask
+
+
+class NetworkPolicy(TabularPolicy):
+    """logits[prompt, position, previous] = network(onehots of the three); success rates stay exact.
+
+    Everything else is as in `TabularPolicy`. One hidden layer of `width` tanh units, float64, drawn from `seed`.
+    """
+
+    def __init__(self, task: TabularTask, seed: int, width: int = 32) -> None:
+        nn.Module.__init__(self)
+        shape = (task.prompts, task.length, task.vocabulary + 1)
+        states = torch.cartesian_prod(*(torch.arange(n) for n in shape))
+        onehots = [nn.functional.one_hot(states[:, i], n) for i, n in enumerate(shape)]
+        self.register_buffer("states", torch.cat(onehots, 1).double())
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int, scale: float) -> nn.Parameter:
+            return nn.Parameter(scale * torch.randn(size, generator=generator, dtype=torch.float64))
+
+        self.inward = normal(sum(shape), width, scale=0.5)
+        self.outward = normal(width, task.vocabulary, scale=0.5 * width**-0.5)
+        self.bias = normal(task.vocabulary, scale=0.0)
+        self.value = normal(*shape, scale=0.0)
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        """[P, L, V + 1, V]"""
+        hidden = torch.tanh(self.get_buffer("states") @ self.inward)
+        return (hidden @ self.outward + self.bias).reshape(*self.value.shape, -1)
