@@ -127,8 +127,8 @@ CLAIMS = (
             Expectation(arm="chord-phi", metric="success", than="grpo", least=-0.02),
             Expectation(arm="chord-phi", metric="success", than="sft + grpo, constant mu", least=-0.02),
         ),
-        note=f"A network of one hidden layer, {PROMPTS} prompts with two right answers: one in the policy's own style (about 20 % "
-        f"at the start) and the expert's, other in every token; groups of {GROUP}, 100 updates for every arm, exact success "
+        note=f"A network of one hidden layer, {PROMPTS} prompts with two right answers: one in the policy's own style (about "
+        f"20 % at the start) and the expert's, other in every token; groups of {GROUP}, 100 updates for every arm, exact success "
         "after every update. Dip: initial success minus the lowest. Constant mu: 0.1, as CHORD-phi, without phi.",
     ),
 )
