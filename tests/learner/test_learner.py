@@ -81,6 +81,45 @@ def test_parameter_groups() -> None:
     assert groups == {(1.0, 0.5): 3, (2.0, 0.0): 1}
 
 
+def test_a_critic_of_its_own_has_the_value_learning_rate() -> None:
+    class Critic(ToyPolicy):
+        emits = frozenset({"value"})
+
+    learner = Learner({"critic": Critic()}, LearnerSettings(learning_rate=1.0, value_learning_rate=2.0))
+    assert {group["lr"] for group in learner.optimizer.param_groups} == {2.0}
+
+
+@pytest.mark.parametrize("budget", [10_000, 20])
+def test_a_batch_without_signal_leaves_the_weights_alone(budget: int) -> None:
+    """Momentum and weight decay included, so that the split into micro-batches cannot matter."""
+    settings = LearnerSettings(learning_rate=0.1, weight_decay=0.1, token_budget=budget)
+    learner, objective = Learner({"policy": ToyPolicy()}, settings), build("grpo", {}).objective
+    learner.update(toy_batch(), objective)
+    before = copy.deepcopy(list(learner.parameters()))
+    made = learner.update(toy_batch(rewards=[0.3] * 4), objective)
+    assert made.grad_norm == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
+    learner.update(toy_batch(), objective)
+    assert not any(torch.equal(a, b) for a, b in zip(before[:3], list(learner.parameters())[:3], strict=True))
+
+
+def test_terms_of_one_name_are_kept_apart() -> None:
+    """Half and half the same policy gradient: two titles, half of the mass each; every axis of the ledger sums to 1."""
+    gradient = PolicyGradient(advantage=Plain())
+    objective = 0.5 * gradient + 0.5 * gradient + build("sft", {}).objective
+    policy, episodes = ToyPolicy(), toy_batch()
+    update = Learner({"policy": policy}).gradient(episodes, objective)
+    columns = ledger(update, version=6)
+    shares = {k: v for k, v in columns.items() if k.startswith("ledger/term/") and k.endswith("gradient_share")}
+    assert [k.split("/")[2] for k in shares] == ["PolicyGradient", "PolicyGradient 2", "Likelihood"]
+    first, second, likelihood = shares.values()
+    assert first == pytest.approx(second)
+    for axis in ("term", "source", "kind", "sign", "staleness"):
+        total = sum(v for k, v in columns.items() if k.startswith(f"ledger/{axis}/") and k.endswith("gradient_share"))
+        known = 1.0 if axis != "staleness" else 1.0 - likelihood
+        assert total == pytest.approx(known), axis
+
+
 def test_a_bad_number_is_named_and_nothing_is_changed() -> None:
     episodes = toy_batch()
     reward = episodes["reward"].clone()
@@ -116,12 +155,9 @@ def test_annotation_fills_only_what_is_missing() -> None:
     known = ToyPolicy(5).signals(episodes, ["logp"])["logp"].detach()
     torch.testing.assert_close(filled[:3], known[:3])
     assert torch.equal(filled[3:], episodes["reference_logp"][3:]), "logged numbers stand in for the reference"
-    torch.testing.assert_close(
-        annotate(episodes.without("reference_logp"), objective.needs, policies, 20)["reference_logp"].double(),
-        known,
-        atol=1e-6,
-        rtol=1e-6,
-    )
+    whole = annotate(episodes.without("reference_logp"), objective.needs, policies, 20)["reference_logp"]
+    assert whole.dtype == torch.float64, "in the policy's own precision"
+    torch.testing.assert_close(whole, known, rtol=1e-12, atol=0)
 
 
 def test_the_ledger_by_hand() -> None:

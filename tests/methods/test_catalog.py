@@ -53,7 +53,7 @@ def test_sums_are_parsed_and_built() -> None:
 def test_errors_name_the_nearest() -> None:
     with pytest.raises(MethodError, match="did you mean grpo"):
         find("grp0")
-    with pytest.raises(MethodError, match="row 7.*not built yet"):
+    with pytest.raises(MethodError, match=r"row 7.*not built yet"):
         find("otr")
     with pytest.raises(MethodError, match=r"--grpo\.clip"):
         build("grpo", {"grpo": {"klip": 0.1}})

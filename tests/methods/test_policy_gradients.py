@@ -11,8 +11,19 @@ from torch import Tensor
 from tests.toys import ToyPolicy, gradient, rollouts_of, toy_batch
 from unipo.episodes import Episodes
 from unipo.methods.catalog import find
-from unipo.objectives import GroupStd, Normalised, PolicyGradient, TokenRatio
+from unipo.objectives import (
+    ClipMask,
+    DualClipMask,
+    GroupStd,
+    Normalised,
+    PolicyGradient,
+    Product,
+    TokenMean,
+    TokenRatio,
+)
+from unipo.policies.tabular import TabularPolicy
 from unipo.sources.filters import MixedOutcomes, SoftOverlong
+from unipo.tasks.tabular import TabularTask
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
 LENGTHS = [[2, 3, 1, 4], [1, 2, 5, 2]]
@@ -131,6 +142,27 @@ def test_rloo_expectation_is_the_policy_gradient() -> None:
     torch.testing.assert_close(bandit_expectation("rloo", THETA, REWARD, 3), -expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(("slug", "group"), [("reinforce", 1), ("rloo", 2)])
+@pytest.mark.parametrize("end", [None, 0])
+def test_sequences_have_the_exact_policy_gradient_in_expectation(slug: str, group: int, end: int | None) -> None:
+    """A tabular language model, sequences of up to two tokens: every group of sampled sequences, weighted by its chance."""
+    task = TabularTask(
+        1, 3, 2, lambda prompt, tokens: float(tokens[0] == 1) + 0.3 * len(tokens) + 0.5 * tokens[-1], end
+    )
+    policy = TabularPolicy.random(1, 2, 3, seed=4)
+    chance = task.log_probability(policy)[0].exp().detach()
+    every, total = task.episodes(), torch.zeros_like(policy.logits)
+    objective = find(slug).build().objective
+    for drawn in itertools.product(range(len(task.sequences)), repeat=group):
+        episodes = every.select(torch.tensor(drawn)).with_columns("episode", kind="rollout")
+        logp = policy.signals(episodes, ["logp"])["logp"]
+        coefficient = gradient(objective, episodes, logp.detach())
+        (g,) = torch.autograd.grad(logp, policy.logits, coefficient)
+        total += chance[list(drawn)].prod() * g
+    torch.testing.assert_close(total, -task.gradient(policy), rtol=1e-12, atol=1e-14)
+    assert float(total.norm()) > 0.1
+
+
 def test_group_mean_expectation_is_shrunk_by_g_minus_one_over_g() -> None:
     """Dr. GRPO's baseline contains the sample itself: its expectation is (G - 1) / G of the policy gradient."""
     found = bandit_expectation("dr-grpo", THETA, REWARD, 3) * 1024
@@ -185,6 +217,39 @@ def test_ppo_without_a_critic_is_reinforce() -> None:
     recipe = find("ppo").build(gamma=1.0, lam=1.0, value=0.0).but(whiten=None)
     expected = -episodes.expand("reward") / len(logp)
     torch.testing.assert_close(gradient(recipe.objective, episodes, logp), expected)
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.3])
+def test_whitened_advantages_that_are_all_equal_are_zero(reward: float) -> None:
+    """A new critic that says 0 everywhere and answers of equal reward: nothing to learn, and no 0 / 0."""
+    episodes, logp = rollouts_of([[reward] * 4], [[2, 3, 1, 4]])
+    episodes = episodes.with_columns("step", old_value=torch.zeros_like(logp))
+    found = gradient(find("ppo").build(gamma=1.0, lam=1.0, value=0.0).objective, episodes, logp)
+    assert torch.equal(found, torch.zeros_like(logp))
+
+
+def test_ppo_whitens_over_steps() -> None:
+    """Advantages 1 (two steps) and 0 (two steps): mean 1/2, std 1/sqrt(3), so +-sqrt(3)/2; a mean over 4 tokens."""
+    episodes, logp = rollouts_of([[1.0, 0.0]], [[2, 2]])
+    episodes = episodes.with_columns("step", old_value=torch.zeros_like(logp))
+    found = gradient(find("ppo").build(gamma=1.0, lam=1.0, value=0.0).objective, episodes, logp)
+    a = 0.5 / (3**-0.5 + 1e-6)
+    torch.testing.assert_close(found, torch.tensor([-a, -a, a, a], dtype=torch.float64) / 4)
+
+
+def test_dual_clip_is_the_gradient_of_its_maximum() -> None:
+    """max(min(r A, clip(r) A), c A) for A < 0 (arXiv 1912.09729) against the product of two masks."""
+    episodes, logp = drifted(drift=1.0)
+    advantage, limit = z_scores(episodes), 1.6
+    x = logp.clone().requires_grad_()
+    ratio = (x - episodes["behavior_logp"]).exp()
+    clipped = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    dual = torch.where(advantage < 0, torch.maximum(clipped, limit * advantage), clipped)
+    (expected,) = torch.autograd.grad(-dual.mean(), x)
+    recipe = find("grpo").build().but(mask=Product((ClipMask(0.2, 0.2), DualClipMask(limit))), aggregate=TokenMean())
+    torch.testing.assert_close(gradient(recipe.objective, episodes, logp), expected, rtol=1e-12, atol=1e-14)
+    plain = gradient(recipe.but(mask=ClipMask(0.2, 0.2)).objective, episodes, logp)
+    assert ((expected == 0) & (plain != 0)).any(), "the batch must have steps that only the dual clip stops"
 
 
 def test_gae_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.policies.models import saved, trained_tokenizer
 from unipo.episodes import Episodes
 from unipo.policies import load_policy
 from unipo.sources.encode import encode_completion, encode_prompt
-from unipo.sources.filters import MaskTruncated, MixedOutcomes, SuccessBetween
+from unipo.sources.filters import MaskTruncated, MixedOutcomes, Relabel, SuccessBetween
 from unipo.sources.keyed import shuffled
 from unipo.sources.mixer import Mixer
 from unipo.sources.prompts import Curriculum, Prompt, RowPrompts
@@ -71,6 +72,23 @@ def test_dynamic_sampling_refills_and_counts(policy: Any) -> None:
     assert source.metrics["rollouts"] > 6
 
 
+@dataclass(frozen=True)
+class Ranked(Relabel):
+    """Less and less for every further row, as length penalties differ within a group."""
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        return episodes.with_columns("episode", reward=episodes["reward"] - torch.arange(len(episodes)))
+
+
+def test_groups_are_judged_before_their_rewards_are_shaped(policy: Any) -> None:
+    """DAPO: answers that are all wrong stay a group of equal outcomes, however their length penalties differ."""
+    shaped = rollouts(policy, lambda i, c: 0.0, keep=MixedOutcomes(), relabel=(Ranked(),))
+    episodes = shaped.draw(0, 0)
+    assert shaped.dropped["equal outcomes"] == 2
+    assert episodes["reward"].tolist() == [0, -1, -2, -3, -4, -5], "what is used is still shaped"
+    assert shaped.metrics["reward"] == 0.0, "what is reported is not"
+
+
 def test_rows_without_reward_are_dropped_and_counted(policy: Any) -> None:
     source = rollouts(policy, lambda i, c: float("nan") if i == 0 else 1.0)
     assert len(source.draw(0, 0)) == 5
@@ -89,8 +107,9 @@ def test_demonstrations_join_their_group(policy: Any) -> None:
 
 
 def old_groups(n: int, version: int) -> Episodes:
-    return Episodes.build([[version, i] for i in range(n) for _ in range(2)], [[1]] * (2 * n), [i for i in range(n) for _ in range(2)],
-                          kind=["rollout"] * (2 * n), policy_version=[version] * (2 * n))  # fmt: skip
+    group = [i for i in range(n) for _ in range(2)]
+    return Episodes.build([[version, i] for i in group], [[1]] * (2 * n), group, kind=["rollout"] * (2 * n),
+                          policy_version=[version] * (2 * n))  # fmt: skip
 
 
 def test_replay_forgets_the_oldest_and_minds_staleness(tmp_path: Path) -> None:

@@ -28,12 +28,14 @@ def annotate(episodes: Episodes, needs: Needs, policies: Mapping[str, Player], t
 
 
 def _filled(episodes: Episodes, column: str, signal: str, policy: Player, token_budget: int) -> Episodes:
-    have = episodes[column] if column in episodes else torch.full((episodes.count("step"),), torch.nan)
-    missing = episodes.reduce(have.isnan(), how="any").nonzero().squeeze(1)
+    absent = torch.ones(episodes.count("step"), dtype=torch.bool, device=episodes.device)
+    unknown = episodes[column].isnan() if column in episodes else absent
+    missing = episodes.reduce(unknown, how="any").nonzero().squeeze(1)
     if not len(missing):
         return episodes
     values = emitted(episodes.select(missing), [signal], policy, token_budget)[signal]
     steps = episodes.step_index(missing)
+    have = episodes[column] if column in episodes else values.new_full((len(absent),), torch.nan)
     fresh = torch.where(have[steps].isnan(), values.to(have.dtype), have[steps])
     return episodes.with_columns("step", **{column: have.index_put((steps,), fresh)})
 

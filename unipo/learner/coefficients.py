@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,11 @@ class Coefficients:
         """bool [N]: steps with any non-zero coefficient."""
         return torch.stack([c != 0 for c in self.total.values()]).any(0)
 
+    @property
+    def silent(self) -> bool:
+        """Whether no step of the batch has a coefficient: there is nothing to learn from it."""
+        return not any(bool((c != 0).any()) for c in self.total.values())
+
 
 def coefficients(objective: Objective, episodes: Episodes, signals: Signals) -> Coefficients:
     """Evaluate the objective once on the whole batch and differentiate it with respect to the signals only.
@@ -47,17 +53,24 @@ def coefficients(objective: Objective, episodes: Episodes, signals: Signals) -> 
     """
     leaves = {name: signals[name].detach().requires_grad_(True) for name in sorted(objective.needs.signals)}
     total = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in leaves.items()}
-    shares = []
+    shares: list[TermShare] = []
     for weight, term in objective.terms():
+        title = _free(term.title, {share.title for share in shares})
         result = term.loss(episodes, leaves)
         scale = number(weight)
         gradient = _gradient(scale * result.value, {n: leaves[n] for n in sorted(term.needs.signals)})
         for name, g in gradient.items():
             if not torch.isfinite(g).all():
-                raise FloatingPointError(_where(term.title, name, g, episodes))
+                raise FloatingPointError(_where(title, name, g, episodes))
             total[name] = total[name] + g
-        shares.append(TermShare(term.title, scale, result.value.detach(), gradient, result.facts))
+        shares.append(TermShare(title, scale, result.value.detach(), gradient, result.facts))
     return Coefficients(total, tuple(shares))
+
+
+def _free(title: str, taken: set[str]) -> str:
+    """The title, numbered where another term of the sum has it already: the ledger keeps them apart by it."""
+    names = (title if i == 1 else f"{title} {i}" for i in itertools.count(1))
+    return next(name for name in names if name not in taken)
 
 
 def _gradient(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

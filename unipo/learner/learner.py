@@ -92,12 +92,14 @@ class Learner:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Weight decay for matrices only; a learning rate of their own for value heads and critics."""
+        """Weight decay for matrices only; a learning rate of their own for value heads and for players without policy."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for player in self.players.values():
+            critic = player.emits == {"value"}
             for name, parameter in player.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault(("value" in name.split(".")[0], parameter.ndim > 1), []).append(parameter)
+                    key = (critic or "value" in name.split(".")[0], parameter.ndim > 1)
+                    groups.setdefault(key, []).append(parameter)
         s = self.settings
         return [
             {"params": parameters, "lr": s.value_learning_rate if value else s.learning_rate,
@@ -155,9 +157,16 @@ class Learner:
 
     # ---- the step ----------------------------------------------------------------------------------------------------
     def update(self, episodes: Episodes, objective: Objective) -> Update:
-        """One optimiser step. Raises FloatingPointError, before anything is changed, when the gradient is not finite."""
+        """One optimiser step; a batch without any coefficient moves nothing, not even by momentum or weight decay.
+
+        (Otherwise it would depend on the micro-batch split: episodes without coefficient are skipped by pass 3 and so have
+        no gradient, in one graph they have a gradient of 0.) Raises FloatingPointError, before anything is changed, when
+        the gradient is not finite.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         made = self.gradient(episodes, objective)
+        if made.coefficients.silent:
+            self.optimizer.zero_grad(set_to_none=True)
         norm = float(nn.utils.clip_grad_norm_(self.parameters(), self.settings.clip_norm))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)

@@ -53,7 +53,7 @@ def gradient_mass(update: Update) -> Tensor:
 
 
 def _mass(update: Update, gradient: object) -> Tensor:
-    mass = torch.zeros(update.episodes.count("step"))
+    mass = torch.zeros(update.episodes.count("step"), device=update.episodes.device)
     for name, c in dict(gradient).items():  # type: ignore[call-overload]
         size = c.abs()
         if name == "logp":
@@ -100,7 +100,7 @@ def _quality(update: Update, steps: Tensor) -> dict[str, float]:
 
 def _fact(update: Update, name: str) -> Tensor:
     """A per-step fact over all terms: NaN where no term that states it claims the step; the last such term counts."""
-    found = torch.full((update.episodes.count("step"),), torch.nan)
+    found = torch.full((update.episodes.count("step"),), torch.nan, device=update.episodes.device)
     for term in update.coefficients.terms:
         if name in term.facts:
             fact = term.facts[name].to(found)
@@ -110,7 +110,7 @@ def _fact(update: Update, name: str) -> Tensor:
 
 def summary(update: Update) -> dict[str, float]:
     """Columns of the whole batch: loss, grad_norm, entropy, kl, ess, clipped_share, and means of term facts."""
-    everything = torch.ones(update.episodes.count("step"), dtype=torch.bool)
+    everything = torch.ones(update.episodes.count("step"), dtype=torch.bool, device=update.episodes.device)
     found = {"loss": float(update.coefficients.loss), "grad_norm": update.grad_norm,
              "tokens_computed": update.tokens_computed,
              "learning_rate": update.learning_rate, **_quality(update, everything)}  # fmt: skip

@@ -250,7 +250,8 @@ class Normalised(Advantage):
 class GeneralisedAdvantage(Advantage):
     """GAE from the critic's values before the update (`old_value`); the outcome arrives at the last step.
 
-    `per_step` names a step column of rewards along the way. Truncated episodes bootstrap from their last value.
+    Rewards along the way are a `reward` column of level step. Truncated episodes bootstrap from their last value. `whiten`
+    centres on the mean of all steps and divides by that scale; advantages that are all equal become exactly 0.
     """
 
     gamma: float = 1.0
@@ -264,7 +265,7 @@ class GeneralisedAdvantage(Advantage):
         advantage, _ = gae_of(episodes, self.gamma, self.lam)
         if self.whiten is None or len(advantage) < 2:
             return advantage
-        return (advantage - advantage.mean()) / self.whiten.of(advantage, episodes)
+        return F.normalize(advantage, F.batch_mean(advantage), self.whiten.of(advantage, episodes))
 
 
 def step_rewards(episodes: Episodes) -> Tensor:

@@ -46,22 +46,24 @@ class Rollouts:
     def draw(self, step: int, version: int) -> Episodes:
         """One batch of groups that the recipe's filter keeps; `dropped` counts the others by reason.
 
-        Where the filter drops groups, up to `spec.refill` further rounds are sampled; if nothing at all was kept the last
-        round is returned unfiltered, so that a step never has an empty batch.
+        The filter judges the task's rewards, before any relabelling (DAPO's length penalty must not make a group of wrong
+        answers look mixed). Where it drops groups, up to `spec.refill` further rounds are sampled; if nothing at all was
+        kept the last round is returned unfiltered, so that a step never has an empty batch.
         """
         kept: list[Episodes] = []
         self._seen: list[tuple[float, int, bool]] = []
         for _ in range(1 + self.spec.refill):
             wanted = self.prompts_per_step - sum(e.count("group") for e in kept)
-            fresh = self._sampled(self._next(wanted, step), step, version)
+            prompts = self._next(wanted, step)
+            fresh = self._sampled(prompts, step, version)
             keep = self.spec.keep(fresh)
             self.dropped[self.spec.keep.reason] += int((~keep).sum())
             if bool(keep.any()):
-                kept.append(fresh.select(keep, "group"))
+                kept.append(self._labelled(fresh.select(keep, "group"), prompts))
             if sum(e.count("group") for e in kept) >= self.prompts_per_step:
                 break
         self._measure()
-        return Episodes.cat(kept) if kept else fresh
+        return Episodes.cat(kept) if kept else self._labelled(fresh, prompts)
 
     def _measure(self) -> None:
         """Means over everything that was sampled in this step, before any filter or relabelling."""
@@ -92,7 +94,9 @@ class Rollouts:
         self._seen += [(r, len(c.tokens), c.truncated) for r, kept, c in facts if kept]
         self.dropped["no reward"] += int((~scored.kept).sum())
         made = rollout_episodes(repeated, completions, [p.id for p in prompts for _ in range(n)], scored, version)
-        made = made.select(scored.kept)
+        return made.select(scored.kept)
+
+    def _labelled(self, made: Episodes, prompts: list[Prompt]) -> Episodes:
         for relabel in self.spec.relabel:
             made = relabel(made, self.sampler.settings.max_tokens)
         return self._with_demonstrations(made, prompts) if self.spec.demonstration else made

@@ -11,8 +11,8 @@ from unipo.sources.filters import GroupFilter, Relabel
 class RolloutSpec:
     """What a method asks of its rollouts.
 
-    `group`: rollouts per prompt. `keep`: groups that are used; where it drops some, up to `refill` further rounds of
-    prompts are sampled until the batch is full. `relabel`: applied to rewards before anything else.
+    `group`: rollouts per prompt. `keep`: groups that are used, judged by the task's own rewards; where it drops some, up to
+    `refill` further rounds of prompts are sampled until the batch is full. `relabel`: applied in order to what is kept.
     `demonstration`: the prompt's demonstration joins its group, as kind "demo".
     """
 
