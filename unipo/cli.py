@@ -298,13 +298,13 @@ def methods(arguments: list[str]) -> int:
     if "--json" in arguments:
         print(json.dumps([e.as_dict() for e in entries], indent=1))
         return 0
-    table = Table("row", "method", "family", "state", "tests", "verdict", "title")
+    table = Table()
+    for name in ("row", "method", "family", "state", "tests", "verdict", "title"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if name == "title" else None)
     for e in entries:
         color = {"works": "green", "partial": "yellow"}.get(e.state, "dim")
         row = "" if e.row is None else str(e.row)
-        table.add_row(
-            row, e.slug, e.family, f"[{color}]{e.state}[/]", str(e.tests or ""), e.verdict or "", e.title[:70]
-        )
+        table.add_row(row, e.slug, e.family, f"[{color}]{e.state}[/]", str(e.tests or ""), e.verdict or "", e.title)
     console.print(table)
     states = [e.state for e in entries]
     console.print(

@@ -220,6 +220,9 @@ class Both(Rows):
     left: Rows
     right: Rows
 
+    def __repr__(self) -> str:
+        return f"{self.left!r} & {self.right!r}"
+
     def __call__(self, episodes: Episodes, signals: Signals | None = None) -> Tensor:
         return self.left(episodes) & self.right(episodes)
 
