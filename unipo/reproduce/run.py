@@ -73,7 +73,7 @@ def tuned(claim: Claim, arm: str, steps: int) -> float:
 
 
 def _verdict(claim: Claim, seeds: int, values: Values, rates: Mapping[str, float], seconds: float) -> dict[str, Any]:
-    parts = []
+    parts: list[dict[str, Any]] = []
     for expected in claim.expectations:
         mean, low, high = expected.difference(values)
         parts.append({"expected": str(expected), "difference": _digits(mean), "interval": [_digits(low), _digits(high)],

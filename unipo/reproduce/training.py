@@ -75,7 +75,7 @@ def fresh(task: TabularTask, policy: TabularPolicy, group: int, seed: int, sync_
     return draw
 
 
-def key(*parts: object) -> int:
+def key(*parts: int | str) -> int:
     """A seed for torch that is a function of `parts`."""
     return int(keyed_generator(*parts).integers(2**62))
 
