@@ -300,11 +300,22 @@ def methods(arguments: list[str]) -> int:
         return 0
     table = Table()
     for name in ("row", "method", "family", "state", "tests", "verdict", "title"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if name == "title" else None)
+        table.add_column(
+            name,
+            no_wrap=True,
+        )
     for e in entries:
         color = {"works": "green", "partial": "yellow"}.get(e.state, "dim")
         row = "" if e.row is None else str(e.row)
-        table.add_row(row, e.slug, e.family, f"[{color}]{e.state}[/]", str(e.tests or ""), e.verdict or "", e.title)
+        table.add_row(
+            row,
+            e.slug,
+            e.family,
+            f"[{color}]{e.state}[/]",
+            str(e.tests or ""),
+            e.verdict or "",
+            e.title[: max(8, console.width - 82)],
+        )
     console.print(table)
     states = [e.state for e in entries]
     console.print(
