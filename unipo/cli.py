@@ -314,7 +314,7 @@ def methods(arguments: list[str]) -> int:
             f"[{color}]{e.state}[/]",
             str(e.tests or ""),
             e.verdict or "",
-            e.title[: max(8, console.width - 82)],
+            e.title[: max(8, console.width - 92)],
         )
     console.print(table)
     states = [e.state for e in entries]
