@@ -21,7 +21,7 @@ library's own recipes, on tasks small enough that success rates are exact sums. 
 A verdict is decided by a rule that was fixed before the experiment. A claim has parts, each a difference between two arms
 with bounds. *Reproduced*: the whole 95 % interval (Student's t, paired by seed) lies within the bounds for every part.
 *Not reproduced*: for some part none of it does. *Inconclusive*: anything else. Learning rates of methods and baselines
-come from the same grid on a seed that is not reported. A small experiment says little about large models, in either
+come from the same grid on seeds that are not reported. A small experiment says little about large models, in either
 direction: read the settings.
 
 This page is written by `python -m unipo.reproduce.page`.

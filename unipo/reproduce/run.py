@@ -18,7 +18,7 @@ from unipo.reproduce.claim import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Clai
 from unipo.statistics import mean_interval
 
 VERDICTS = Path(__file__).parent / "verdicts"
-TUNING_SEEDS = (1000,)
+TUNING_SEEDS = (1000, 1001)
 KEYS = (
     "slug",
     "claim",
@@ -83,8 +83,8 @@ def _verdict(claim: Claim, seeds: int, values: Values, rates: Mapping[str, float
         for arm, metrics in values.items()
     }
     tuning = (
-        f"Learning rates of all arms, baselines too, were chosen from {list(claim.grid)} by {claim.tune} on seed "
-        f"{', '.join(map(str, TUNING_SEEDS))}, which is not reported."
+        f"Learning rates of all arms, baselines too, were chosen from {list(claim.grid)} by {claim.tune} on seeds "
+        f"{', '.join(map(str, TUNING_SEEDS))}, which are not reported."
         if len(claim.grid) > 1
         else "Nothing is tuned."
     )
