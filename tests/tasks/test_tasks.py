@@ -156,8 +156,9 @@ def test_modular_chain_prompts_mean_what_they_say(level):
         text, _, modulus = problem.prompt.rstrip("=").rpartition("%")
         assert evaluate(text)[0] % int(modulus) == int(problem.answer)
         for step in task.demonstration(problem, "worked").partition("#")[0].split(","):
-            left, _, right = step.partition("=")
-            assert evaluate(left)[0] % int(modulus) == int(right)
+            operation, reduction, remainder = step.split("=")
+            assert reduction == f"{evaluate(operation)[0]}%{modulus}"
+            assert evaluate(operation)[0] % int(modulus) == int(remainder)
 
 
 def test_reverse_and_sort_by_hand():

@@ -24,12 +24,12 @@ def _draw(random: Random, level: int) -> Draft:
 
 
 def _steps(problem: Problem) -> str:
-    """Each operation on the running remainder: `5+3=1,1*2=2,2-4=5`."""
+    """Each operation on the running remainder, then the new one: `5+3=8%7=1,1*2=2%7=2,2-4=-2%7=5`."""
     modulus, value, lines = problem.columns["modulus"], problem.columns["start"], []
     for operator, operand in problem.columns["operations"]:
-        result = _apply(operator, value, operand) % modulus
-        lines.append(f"{value}{operator}{operand}={result}")
-        value = result
+        result = _apply(operator, value, operand)
+        lines.append(f"{value}{operator}{operand}={result}%{modulus}={result % modulus}")
+        value = result % modulus
     return ",".join(lines)
 
 
@@ -46,5 +46,5 @@ MODULAR_CHAIN = GeneratedTask(
     steps=_steps,
     mistake=_mistake,
     verify=same_text,
-    budget=lambda level: 6 * level + 3,
+    budget=lambda level: 11 * level + 3,
 )
