@@ -110,7 +110,8 @@ CLAIMS = (
     ),
     Claim(
         slug="chord",
-        statement=find("chord").claim,
+        statement="with experts of another style, SFT then RL dips in accuracy; CHORD-phi does not, and ends at or above GRPO "
+        "and SFT + GRPO with a constant mu",
         arms={
             "chord-phi": (build("chord", {}),),
             "grpo": (GRPO,),
@@ -129,6 +130,7 @@ CLAIMS = (
         ),
         note=f"A network of one hidden layer, {PROMPTS} prompts with two right answers: one in the policy's own style (about "
         f"20 % at the start) and the expert's, other in every token; groups of {GROUP}, 100 updates for every arm, exact success "
-        "after every update. Dip: initial success minus the lowest. Constant mu: 0.1, as CHORD-phi, without phi.",
+        "after every update. Dip: initial success minus the lowest. Constant mu: 0.1, as CHORD-phi, without phi. The experts "
+        "answer the very prompts that are measured, which favours plain likelihood.",
     ),
 )

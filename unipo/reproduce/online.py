@@ -91,7 +91,7 @@ CLAIMS = (
     ),
     Claim(
         slug="nft",
-        statement=find("nft").claim,
+        statement="NFT beats rejection fine-tuning in success and in entropy, and is as good as GRPO at equal steps",
         arms={
             "nft": (build("nft", {}),),
             "rejection fine-tuning": (build("nft", {"nft": {"negative": 0.0, "omega": "1"}}),),
