@@ -106,7 +106,8 @@ CLAIMS = (
         ),
         note=f"A network of one hidden layer, {PROMPTS} prompts, of which {HARD} have a pass rate near 0 and one demonstration "
         f"each (the others have none), groups of {GROUP}, 120 updates for every arm, exact success rate. Sft alone "
-        "sees the demonstrated prompts only. (In a table of logits HPT and sft, then grpo both reached 1.) Sft, then grpo: half the updates each.",
+        "sees the demonstrated prompts only. (In a table of logits HPT and sft, then grpo both reached 1.) "
+        "Sft, then grpo: half the updates each.",
     ),
     Claim(
         slug="chord",
