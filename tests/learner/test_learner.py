@@ -10,10 +10,19 @@ import torch
 
 from tests.toys import ToyPolicy, toy_batch
 from unipo.episodes import Episodes
-from unipo.learner import Learner, LearnerSettings, annotate, ledger, summary
+from unipo.learner import Learner, LearnerSettings, annotate, coefficients, ledger, summary
 from unipo.learner.learner import Update
 from unipo.methods.catalog import build
-from unipo.objectives import Bonus, Likelihood, PolicyGradient, ValueRegression, everything, rollouts
+from unipo.objectives import (
+    Bonus,
+    ClipMask,
+    Likelihood,
+    PolicyGradient,
+    TokenRatio,
+    ValueRegression,
+    everything,
+    rollouts,
+)
 from unipo.objectives.parts import Plain
 
 
@@ -167,8 +176,6 @@ def test_the_ledger_by_hand() -> None:
     logp = torch.tensor([0.5, 0.5, 0.75], dtype=torch.float64).log()
     episodes = episodes.with_columns("episode", reward=torch.tensor([1.0, 2.0, -4.0], dtype=torch.float64))
     episodes = episodes.with_columns("step", behavior_logp=logp - math.log(2.0))
-    from unipo.learner import coefficients
-
     found = coefficients(PolicyGradient(advantage=Plain()), episodes, {"logp": logp})
     update = Update(episodes, found, {"logp": logp}, 3)
     columns = ledger(update, version=7)
@@ -184,6 +191,19 @@ def test_the_ledger_by_hand() -> None:
     assert columns["ledger/term/PolicyGradient/gradient_share"] == pytest.approx(1.0)
     assert columns["ledger/source/fresh/kl"] == pytest.approx(2 - 1 - math.log(2.0)), "k3 of the ratio 2"
     assert summary(update)["loss"] == pytest.approx(float(-(torch.tensor([1.0, 2.0, -4.0]) * logp).sum() / 3))
+
+
+def test_the_ledger_counts_weights_and_clipped_steps() -> None:
+    """Ratios 1, 2 and 0.5 of one positive and two negative steps: (1 + 2 + .5)^2 / (3 * 5.25), and one of three is clipped."""
+    episodes = Episodes.build([[0], [1], [2]], [[0]] * 3, kind=["rollout"] * 3, source=["fresh"] * 3)
+    episodes = episodes.with_columns("episode", reward=torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    logp = torch.tensor([0.2, 0.4, 0.2], dtype=torch.float64).log()
+    episodes = episodes.with_columns("step", behavior_logp=torch.tensor([0.2, 0.2, 0.4], dtype=torch.float64).log())
+    objective = PolicyGradient(advantage=Plain(), weight=TokenRatio(), mask=ClipMask(0.2, 0.2))
+    update = Update(episodes, coefficients(objective, episodes, {"logp": logp}), {"logp": logp}, 3)
+    for found in (ledger(update, version=0), {f"ledger/source/fresh/{k}": v for k, v in summary(update).items()}):
+        assert found["ledger/source/fresh/ess"] == pytest.approx(3.5**2 / (3 * 5.25))
+        assert found["ledger/source/fresh/clipped_share"] == pytest.approx(1 / 3)
 
 
 def test_value_regression_is_clipped_around_the_old_value() -> None:

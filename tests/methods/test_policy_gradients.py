@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.toys import ToyPolicy, gradient, rollouts_of, toy_batch
 from unipo.episodes import Episodes
+from unipo.learner import coefficients
 from unipo.methods.catalog import find
 from unipo.objectives import (
     ClipMask,
@@ -22,6 +23,7 @@ from unipo.objectives import (
     TokenRatio,
 )
 from unipo.policies.tabular import TabularPolicy
+from unipo.sources.controllers import RunningMean
 from unipo.sources.filters import MixedOutcomes, SoftOverlong
 from unipo.tasks.tabular import TabularTask
 
@@ -277,3 +279,58 @@ def test_kl_and_entropy_terms_are_absent_at_zero() -> None:
     assert "reference_logp" not in find("grpo").build().needs.columns
     assert "reference_logp" in find("grpo").build(kl=0.04).needs.columns
     assert "entropy" in find("grpo").build(entropy=0.01).needs.signals
+    assert "value" not in find("ppo").build(value=0.0).needs.signals
+
+
+@pytest.mark.parametrize("slug", ["grpo", "dapo-bytedance"])
+def test_the_kl_term_pulls_to_the_reference(slug: str) -> None:
+    """k3 = ref / pi - 1 - log(ref / pi) has the slope 1 - ref / pi, aggregated as the method's policy gradient."""
+    episodes, logp = drifted(drift=0.0)
+    reference = logp + torch.linspace(-1, 1, len(logp), dtype=torch.float64)
+    episodes = episodes.with_columns("step", reference_logp=reference)
+    with_kl, without = (gradient(find(slug).build(kl=kl).objective, episodes, logp) for kl in (0.3, 0.0))
+    tokens = episodes.expand(episodes.lengths()) * len(episodes) if slug == "grpo" else len(logp)
+    torch.testing.assert_close(with_kl - without, 0.3 * (1 - (reference - logp).exp()) / tokens)
+
+
+def test_the_entropy_term_is_a_reward() -> None:
+    episodes, logp = drifted(drift=0.0)
+    objective = find("grpo").build(entropy=0.3).objective
+    found = coefficients(objective, episodes, {"logp": logp, "entropy": torch.ones_like(logp)}).total["entropy"]
+    torch.testing.assert_close(found, -0.3 / (episodes.expand(episodes.lengths()).double() * len(episodes)))
+
+
+def test_the_kl_of_rloo_is_in_the_reward() -> None:
+    """R - kl * sum log(pi / ref): here the sums are 0.5 per token, so an answer of 4 tokens has 2 kl less."""
+    episodes, logp = rollouts_of([[1.0, 1.0]], [[4, 2]])
+    episodes = episodes.with_columns("step", reference_logp=logp - 0.5)
+    found = gradient(find("rloo").build(kl=0.1).objective, episodes, logp)
+    torch.testing.assert_close(found, -torch.tensor([-0.1] * 4 + [0.1] * 2, dtype=torch.float64) / 2)
+
+
+def test_the_baseline_of_reinforce_is_subtracted_and_turned() -> None:
+    episodes, logp = drifted(drift=0.0)
+    recipe = find("reinforce").build(decay=0.8)
+    found = gradient(recipe.objective, episodes, logp, {"baseline": 0.3})
+    torch.testing.assert_close(found, -(episodes.expand("reward") - 0.3) / len(episodes))
+    assert recipe.controllers == (RunningMean(knob="baseline", metric="reward", decay=0.8),)
+
+
+def test_the_critic_of_ppo_regresses_to_the_return() -> None:
+    """lam = gamma = 1: the target is the reward 1. Values 0.1, 0.5 from 0.1, 0: the second has left the clip range."""
+    episodes, logp = rollouts_of([[1.0]], [[2]])
+    value = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    episodes = episodes.with_columns("step", old_value=torch.tensor([0.1, 0.0], dtype=torch.float64))
+
+    def found(clip: float) -> list[float]:
+        objective = find("ppo").build(lam=1.0, value=0.5, value_clip=clip).objective
+        return coefficients(objective, episodes, {"logp": logp, "value": value}).total["value"].tolist()
+
+    assert found(0.2) == pytest.approx([0.5 * (0.1 - 1) / 2, 0.0])
+    assert found(0.0) == pytest.approx([0.5 * (0.1 - 1) / 2, 0.5 * (0.5 - 1) / 2])
+
+
+def test_dapo_samples_anew_and_punishes_length() -> None:
+    spec = find("dapo-bytedance").build(refill=3, overlong=0.25).rollouts
+    assert (spec.group, spec.keep, spec.refill, spec.relabel) == (16, MixedOutcomes(), 3, (SoftOverlong(0.25),))
+    assert find("dapo-bytedance").build(overlong=0.0).rollouts.relabel == ()
