@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(USAGE, markup=False, highlight=False, soft_wrap=True)
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Waiting threads that spin make small steps many times slower on a busy machine; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
         import unipo
