@@ -102,7 +102,7 @@ def test_changed_configuration_is_told(tmp_path: Path) -> None:
     path.write_text(
         path.read_text().replace("learning_rate: 0.0005", "learning_rate: 0.01").replace("steps: 2", "steps: 3")
     )
-    with pytest.raises(ConfigError, match="other code or another configuration"):
+    with pytest.raises(ConfigError, match="other code, another configuration"):
         api.resume(tmp_path / "a")
     assert api.resume(tmp_path / "a", changed_code=True).step == 3
 

@@ -341,7 +341,7 @@ def _task_of(problems: Problems, flag: str) -> Task:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Of the library's code, torch's version and everything in the configuration that could change a number."""
+    """Of everything that could change a number: the library's code, torch's version, its threads, the configuration."""
     code = hashlib.sha256()
     root = Path(unipo.__file__).parent
     for path in sorted(root.rglob("*.py")):
@@ -349,7 +349,7 @@ def fingerprint(config: RunConfig) -> str:
             code.update(path.read_bytes())
     free = ("out", "keep_checkpoints", "tensorboard", "wandb")
     settings = {k: v for k, v in vars_of(config).items() if k not in free}
-    text = json.dumps(settings, sort_keys=True, default=str) + torch.__version__
+    text = json.dumps(settings, sort_keys=True, default=str) + f"{torch.__version__} {torch.get_num_threads()}"
     return hashlib.sha256((code.hexdigest() + text).encode()).hexdigest()[:16]
 
 

@@ -231,7 +231,7 @@ class Run:
         state = found.state
         if check and state["fingerprint"] != self.fingerprint:
             raise ConfigError(
-                f"the run was made by other code or another configuration than what is here now ({found.folder.name} has "
+                f"the run was made by other code, another configuration or other --threads than now ({found.folder.name} has "
                 f"fingerprint {state['fingerprint']}, now {self.fingerprint}): the result would be neither run's. Restore "
                 "that version, or pass --changed-code to go on from the checkpoint all the same."
             )
