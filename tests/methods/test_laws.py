@@ -13,12 +13,17 @@ from unipo.objectives import with_settings
 from unipo.recipe import Recipe
 
 MIX = "grpo+0.2*sft+0.1*dpo"
-NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord"]
+OPTIONS = {
+    "grpo, regularised": ("grpo", {"kl": 0.2, "entropy": 0.1}),
+    "rloo, regularised": ("rloo", {"kl": 0.2, "entropy": 0.1}),
+}
+NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord", *OPTIONS]
 SETTINGS = {"mu": 0.4, "baseline": 0.3}
 
 
 def recipe_of(name: str) -> Recipe:
-    return build(name, {})
+    slug, settings = OPTIONS.get(name, (name, {}))
+    return build(slug, {slug: settings} if settings else {})
 
 
 def gradients(recipe: Recipe, episodes: Episodes, token_budget: int) -> tuple[torch.Tensor, int]:

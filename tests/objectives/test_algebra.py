@@ -88,6 +88,7 @@ def test_recipes_add_and_check_their_controllers() -> None:
     total = build("grpo", {}) + 0.5 * build("chord", {})
     assert [c.knob for c in total.controllers] == ["mu"]
     assert (build("dpo", {}) + build("rloo", {})).rollouts.group == 4, "the recipe that has rollouts says how"
+    assert (build("rloo", {}) + build("grpo", {})).rollouts.group == 4, "of two that have, the first"
     with pytest.raises(ValueError, match="controllers set"):
         Recipe(objective=Likelihood(), controllers=(Controller(knob="mu"),))
 

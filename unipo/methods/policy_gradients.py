@@ -6,16 +6,16 @@ Symbols: r_n = pi(y_n) / mu(y_n) token ratio to the behaviour policy; R_i reward
 std_g over the episodes of a prompt (std with Bessel's correction); TOK mean over tokens, SEQ mean over episodes of
 token means, SUM mean over episodes of token sums, CONST sum over tokens / budget, mean over episodes.
 
-    advantage          weight        mask          aggregate
-    sft        1                  1             -             TOK      (on demonstrations)
-    reinforce  R - b              1             -             SUM
-    rloo       R - mean_{j!=i} R  1             -             SUM
-    grpo       z-score in group   r             clip          SEQ
-    dr-grpo    R - mean_g         r             clip          CONST
-    dapo       z-score in group   r             clip-higher   TOK
-    gspo       z-score in group   exp mean log r  clip (same)   SEQ
-    cispo      z-score in group   min(r, cap)   -             TOK
-    ppo        GAE                r             clip          TOK      (+ value regression)
+               advantage            weight           mask          aggregate
+    sft        1                    1                -             TOK      (on demonstrations)
+    reinforce  R - b                1                -             SUM
+    rloo       R - mean_{j != i} R  1                -             SUM
+    grpo       z-score in group     r                clip          SEQ
+    dr-grpo    R - mean_g           r                clip          CONST
+    dapo       z-score in group     r                clip-higher   TOK
+    gspo       z-score in group     exp mean log r   clip of it    SEQ
+    cispo      z-score in group     min(r, cap)      -             TOK
+    ppo        GAE                  r                clip          TOK      (+ value regression)
 
 Where a configuration value is 0 the term is absent: `grpo().needs` names no reference, `grpo(kl=0.04).needs` does.
 """
@@ -217,22 +217,29 @@ METHODS = (
     _baseline("sft", sft, "Supervised fine-tuning", "arXiv 2509.04419, table 1", "L = -TOK(log pi) on demonstrations",
               "test_sft_is_cross_entropy"),
     _baseline("reinforce", reinforce, "REINFORCE with a running baseline", "Williams 1992, eq. 11",
-              "L = -SUM((R - b) log pi),  b = running mean", "test_reinforce_expectation_is_the_policy_gradient"),
+              "L = -SUM((R - b) log pi),  b = running mean", "test_reinforce_expectation_is_the_policy_gradient",
+              "test_sequences_have_the_exact_policy_gradient_in_expectation",
+              "test_the_baseline_of_reinforce_is_subtracted_and_turned"),
     _baseline("rloo", rloo, "REINFORCE leave-one-out", "arXiv 2402.14740, eq. 6", "L = -SUM((R_i - mean_{j != i} R_j) log pi)",
-              "test_rloo_is_scaled_group_centring", "test_rloo_expectation_is_the_policy_gradient"),
+              "test_rloo_is_scaled_group_centring", "test_rloo_expectation_is_the_policy_gradient",
+              "test_sequences_have_the_exact_policy_gradient_in_expectation", "test_the_kl_of_rloo_is_in_the_reward"),
     _baseline("grpo", grpo, "Group relative policy optimization", "arXiv 2402.03300, eq. 3 and 4",
               "L = -SEQ(min(r A, clip(r) A)) + kl SEQ(k3(pi || ref)),  A = (R - mean_g) / (std_g + eps)",
-              "test_log_form_has_the_gradient_of_the_ratio_form", "test_on_policy_all_are_reinforce_up_to_constants"),
+              "test_log_form_has_the_gradient_of_the_ratio_form", "test_on_policy_all_are_reinforce_up_to_constants",
+              "test_the_kl_term_pulls_to_the_reference", "test_the_entropy_term_is_a_reward"),
     _baseline("dr-grpo", dr_grpo, "Dr. GRPO", "arXiv 2503.20783", "L = -CONST(min(r A, clip(r) A)),  A = R - mean_g",
-              "test_on_policy_all_are_reinforce_up_to_constants"),
+              "test_on_policy_all_are_reinforce_up_to_constants",
+              "test_group_mean_expectation_is_shrunk_by_g_minus_one_over_g"),
     _baseline("dapo-bytedance", dapo, "DAPO", "arXiv 2503.14476, eq. 8 to 13",
               "L = -TOK(min(r A, clip(r, 1 - low, 1 + high) A)), dynamic sampling, soft overlong punishment",
-              "test_log_form_has_the_gradient_of_the_ratio_form", "test_dapo_counts_tokens", "test_soft_overlong_punishment"),
+              "test_log_form_has_the_gradient_of_the_ratio_form", "test_dapo_counts_tokens", "test_soft_overlong_punishment",
+              "test_dapo_samples_anew_and_punishes_length"),
     _baseline("gspo", gspo, "Group sequence policy optimization", "arXiv 2507.18071, eq. 5 to 7",
               "L = -SEQ(min(s A, clip(s) A)),  s = exp mean log r", "test_gspo_gradient_is_that_of_its_objective"),
     _baseline("cispo", cispo, "CISPO", "arXiv 2506.13585, eq. 4 and 5", "L = -TOK(sg(min(r, cap)) A log pi)",
               "test_cispo_caps_the_weight_and_keeps_the_gradient"),
     _baseline("ppo", ppo, "Proximal policy optimization with a critic", "arXiv 1707.06347, eq. 7 and 9",
               "L = -TOK(min(r A, clip(r) A)) + value TOK(clipped (V - return)^2 / 2),  A = GAE",
-              "test_ppo_without_a_critic_is_reinforce", "test_log_form_has_the_gradient_of_the_ratio_form"),
+              "test_ppo_without_a_critic_is_reinforce", "test_on_policy_all_are_reinforce_up_to_constants",
+              "test_ppo_whitens_over_steps", "test_the_critic_of_ppo_regresses_to_the_return", "test_gae_by_hand"),
 )  # fmt: skip
