@@ -9,14 +9,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    FalconH1Config,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MambaConfig,
     MixtralConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 TEXT = [
@@ -48,6 +52,7 @@ def trained_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def configurations(vocabulary: int) -> dict[str, Any]:
+    """Attention with and without windows and soft caps, experts, state spaces, a hybrid, and logits that are scaled."""
     common: Any = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
@@ -57,9 +62,23 @@ def configurations(vocabulary: int) -> dict[str, Any]:
         "qwen3": Qwen3Config(**common, head_dim=8),
         "llama": LlamaConfig(**common),
         "gemma": GemmaConfig(**common, head_dim=8),
-        "gemma2": Gemma2Config(**common, head_dim=8, final_logit_softcapping=5.0),
+        "gemma2": Gemma2Config(**common, head_dim=8, final_logit_softcapping=5.0, sliding_window=6),
         "mixtral": MixtralConfig(**common, num_local_experts=4),
         "mamba": MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, state_size=8, **ends),
+        "qwen3_moe": Qwen3MoeConfig(
+            **common, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+        ),
+        "cohere": CohereConfig(**common, logit_scale=0.0625),
+        "granite": GraniteConfig(**common, logits_scaling=8.0),
+        "falcon_h1": FalconH1Config(
+            **common,
+            head_dim=8,
+            mamba_d_ssm=32,
+            mamba_n_heads=4,
+            mamba_d_head=8,
+            mamba_d_state=8,
+            lm_head_multiplier=0.3,
+        ),
         "gpt2": GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=128, **ends),
     }
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from scipy import stats
+from transformers import AutoModelForCausalLM, RwkvConfig
 
 from tests.policies.models import saved
-from unipo.policies import load_policy
-from unipo.sources.sampler import Completion, Sampler, SamplerSettings, draw, mix, truncated_logp, uniform
+from unipo.episodes import Episodes
+from unipo.policies import TokenPolicy, load_policy
+from unipo.sources.sampler import Completion, Sampler, SamplerSettings, draw, mix, taken, truncated_logp, uniform
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,100 @@ def test_stop_strings_may_span_tokens(policy: Any) -> None:
     assert done.stop_reason == "stop"
     assert not done.truncated
     assert done.tokens == free[row].tokens[: len(done.tokens)]
+
+
+def test_model_frequencies_are_its_probabilities(policy: Any) -> None:
+    """20,000 first tokens of one prompt against softmax of the model's logits."""
+    n = 20_000
+    done = sample(policy, [[20, 21]] * n, torch.stack([torch.full((n,), 3), torch.arange(n)], 1), max_tokens=1, batch=n)
+    p = torch.softmax(policy.model(torch.tensor([[20, 21]])).logits[0, -1].double(), -1).detach()
+    counts = torch.bincount(torch.tensor([c.tokens[0] for c in done]), minlength=len(p))
+    assert stats.chisquare(counts.numpy(), (p * n).numpy()).pvalue > 1e-3
+
+
+def test_truncated_distributions_are_recorded_as_they_were_sampled(policy: Any) -> None:
+    """Temperature, then top-k, then top-p: recomputed from full logits, token by token."""
+    settings = {"temperature": 1.3, "top_k": 20, "top_p": 0.7}
+    for c in sample(policy, [[20, 21]] * 12, torch.arange(12)[:, None], **settings):
+        ids = torch.tensor([[20, 21, *c.tokens]])
+        logits = policy.model(ids).logits[0, 1:-1].detach() / 1.3
+        for row, token, logp in zip(logits, c.tokens, c.logp, strict=True):
+            p, order = torch.softmax(row, 0).topk(20)
+            p = p / p.sum()
+            kept = int((p.cumsum(0) < 0.7).sum()) + 1
+            where = order[:kept].tolist().index(token)
+            assert logp == pytest.approx(float((p[where] / p[:kept].sum()).log()), abs=2e-5)
+
+
+def test_equal_prompts_are_computed_once_and_ended_rows_leave(policy: Any) -> None:
+    shapes: list[tuple[int, int]] = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=40))
+    sampler.sample([[20]], torch.zeros(1, 1, dtype=torch.long))
+    shapes.clear()
+    done = sampler.sample([[20, 21]] * 64 + [[22]] * 64, torch.arange(128)[:, None])
+    hook.remove()
+    assert shapes[:2] == [(2, 2), (128, 1)]
+    computed, sampled = sum(rows for rows, _ in shapes[1:]), sum(len(c.tokens) for c in done)
+    assert {c.stop_reason for c in done} == {"eos", "length"}
+    assert computed <= 1.15 * sampled
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mamba", "falcon_h1"])
+def test_the_comparison_with_the_policy_would_notice_a_wrong_cache(name: str, tmp_path: Path) -> None:
+    """Recorded log-probs equal the policy's through the cache, not beside it: with a spoiled cache they do not."""
+    policy = load_policy(str(saved(name, tmp_path)))
+    prompts = [[20, 21], [22, 23, 24, 25], [26]]
+    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=8))
+
+    def distance() -> float:
+        done = sampler.sample(prompts, torch.arange(3)[:, None])
+        with torch.no_grad():
+            logp = policy.signals(Episodes.build([c.tokens for c in done], prompts), ["logp"])["logp"]
+        return float((logp - torch.tensor([x for c in done for x in c.logp])).abs().max())
+
+    assert distance() < 2e-5
+    decoder = sampler._decoder
+    assert decoder is not None
+    assert decoder.pads
+    assert decoder.caches
+
+    def spoiled(ids: torch.Tensor, seen: torch.Tensor, cache: Any) -> Any:
+        return decoder(ids, seen, taken(cache, torch.arange(len(ids)).roll(1)))
+
+    spoiled.pads = True  # type: ignore[attr-defined]
+    sampler._decoder = spoiled  # type: ignore[assignment]
+    assert distance() > 1e-3
+
+
+def test_an_architecture_that_cannot_be_padded_is_batched_by_length() -> None:
+    """RWKV has no mask: padding on the left would change its state; the probe finds out."""
+    torch.manual_seed(0)
+    config = RwkvConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, intermediate_size=32, eos_token_id=1)
+    policy = TokenPolicy(AutoModelForCausalLM.from_config(config), SimpleNamespace(pad_token_id=0, eos_token_id=1))
+    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=6))
+    prompts = [[20, 21], [22, 23, 24, 25], [26], [27, 28]]
+    done = sampler.sample(prompts, torch.arange(4)[:, None])
+    assert sampler._decoder is not None
+    assert not sampler._decoder.pads
+    with torch.no_grad():
+        logp = policy.signals(Episodes.build([c.tokens for c in done], prompts), ["logp"])["logp"]
+    torch.testing.assert_close(logp, torch.tensor([x for c in done for x in c.logp]), atol=2e-5, rtol=1e-5)
+
+
+def test_settings_are_checked() -> None:
+    for wrong in (
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"max_tokens": 0},
+        {"stop": ("",)},
+        {"batch": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            SamplerSettings(**wrong)  # type: ignore[arg-type]
 
 
 def test_bad_prompts_are_told(policy: Any) -> None:

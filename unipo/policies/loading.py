@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from unipo.policies.token import TokenPolicy
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class ModelError(ValueError):
@@ -24,36 +27,84 @@ class LoraSettings:
     rank: int
     alpha: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 0:
+            raise ValueError(
+                f"LoRA rank is {self.rank} and alpha {self.alpha}: expected a rank of 1 or more, alpha >= 0"
+            )
+
 
 def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = None, device: str = "cpu",
                 temperature: float = 1.0) -> TokenPolicy:  # fmt: skip
     """A `TokenPolicy` from a folder or hub name (AutoModelForCausalLM; safetensors only, no remote code).
 
-    Raises ModelError: not a model, tokenizer and embedding disagree, no end-of-sequence token.
+    A folder with a PEFT adapter loads its base model too: with `lora` None the adapter is trained on, else it is merged
+    and a new one put on top. A missing pad token is set to the end-of-sequence token, and told as a warning.
+    Raises ModelError: not a model, pickled weights, tokenizer and embedding disagree, no end-of-sequence token.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    folder = Path(name)
-    if folder.exists() and not (folder / "config.json").exists():
-        raise ModelError(
-            f"{name} is not a model: expected a folder with config.json, model.safetensors and a tokenizer"
-        )
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+    _check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True)
+        model = _adapted(name, dtype) if (Path(name) / "adapter_config.json").exists() else _plain(name, dtype)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        if isinstance(error, ModelError):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"could not load the model {name!r}: {first} Give a folder saved by save_pretrained (with "
                          "safetensors weights and its tokenizer), or a hub name you have access to.") from error  # fmt: skip
     check_tokenizer(name, model, tokenizer)
-    model.requires_grad_(True)
     if lora is not None:
-        model = with_lora(model, lora)
+        model = with_lora(model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, lora)
     return TokenPolicy(model.to(device), tokenizer, temperature)
 
 
+def _check_folder(name: str) -> None:
+    """Raise ModelError where a local path cannot be a model."""
+    folder = Path(name)
+    if not folder.exists():
+        return
+    files = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if not files & {"config.json", "adapter_config.json"}:
+        raise ModelError(
+            f"{name} is not a model: expected a folder with config.json, model.safetensors and a tokenizer"
+        )
+    if not any(f.endswith(".safetensors") for f in files) and any(f.endswith((".bin", ".pt", ".pth")) for f in files):
+        raise ModelError(
+            f"{name} has pickled weights only, which can run code when they are read: convert them where you trust them "
+            "with model.save_pretrained(folder), which writes model.safetensors"
+        )
+
+
+def _plain(name: str, dtype: str) -> Any:
+    """All weights trainable."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
+    if dtype == "float64" and getattr(model.config, "_experts_implementation", None):
+        model.set_experts_implementation("eager")  # the grouped product of experts has no float64
+    return model.requires_grad_(True)
+
+
+def _adapted(name: str, dtype: str) -> Any:
+    """The base model that an adapter's folder names, with the adapter trainable and everything else frozen."""
+    from peft import PeftModel
+
+    base = json.loads((Path(name) / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{name} is an adapter that does not name its base model: merge it into the model and save that"
+        )
+    return PeftModel.from_pretrained(_plain(base, dtype), name, is_trainable=True)
+
+
 def check_tokenizer(name: str, model: Any, tokenizer: Any) -> None:
-    """Raise ModelError where the two cannot work together; a missing pad token becomes the end-of-sequence token."""
+    """Raise ModelError where the two cannot work together; a missing pad token becomes the end-of-sequence token, told."""
     rows, words = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     if words > rows:
         raise ModelError(
@@ -67,6 +118,7 @@ def check_tokenizer(name: str, model: Any, tokenizer: Any) -> None:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+        warnings.warn(f"{name}: no pad token; its end-of-sequence token {tokenizer.eos_token!r} pads (it is masked)")
 
 
 def with_lora(model: Any, lora: LoraSettings) -> Any:
@@ -75,7 +127,5 @@ def with_lora(model: Any, lora: LoraSettings) -> Any:
 
     present = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     targets: Any = sorted(present & set(TARGETS)) or "all-linear"
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=int(lora.alpha) or 2 * lora.rank, target_modules=targets, lora_dropout=0.0
-    )
-    return get_peft_model(model, config)
+    alpha: Any = lora.alpha or 2 * lora.rank
+    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0))
