@@ -17,13 +17,15 @@ from importlib.resources import files
 from typing import Any
 
 from unipo.methods import mixed_data, off_policy, policy_gradients, preferences
-from unipo.methods.method import Method
+from unipo.methods.method import Method, Study
 from unipo.objectives import Knob
 from unipo.recipe import Recipe
 
 PAGES = (policy_gradients, preferences, mixed_data, off_policy)
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
+STUDY_PAGES: tuple[Any, ...] = ()
+STUDIES: Mapping[str, Study] = {study.slug: study for page in STUDY_PAGES for study in page.STUDIES}
 
 
 class MethodError(ValueError):
@@ -55,7 +57,7 @@ def catalog() -> list[CatalogEntry]:
 
 
 def _entry(row: int | None, slug: str, family: str, title: str) -> CatalogEntry:
-    method, verdict = BY_SLUG.get(slug), verdict_of(slug).get("verdict", "")
+    method, verdict = BY_SLUG.get(slug) or STUDIES.get(slug), verdict_of(slug).get("verdict", "")
     tests = len(method.identity_tests) if method else 0
     complete = tests > 0 and (row is None or bool(verdict))
     state = "planned" if method is None else "works" if complete else "partial"
@@ -73,6 +75,8 @@ def find(slug: str) -> Method:
     """The method called `slug`. Raises MethodError with the nearest names, or says that it is only planned."""
     if slug in BY_SLUG:
         return BY_SLUG[slug]
+    if slug in STUDIES:
+        raise MethodError(f"{slug!r} is a result that is checked by numbers, not trained with: unipo reproduce {slug}")
     planned = {e.slug: e for e in catalog()}
     if slug in planned:
         raise MethodError(f"{slug!r} (row {planned[slug].row}: {planned[slug].title}) is in the catalog but not built yet; "
@@ -135,11 +139,11 @@ def _titled(recipe: Recipe, slug: str) -> Recipe:
 
 def describe(slug: str) -> str:
     """What `unipo show` prints."""
+    if slug in STUDIES:
+        return "\n".join([*_heading(STUDIES[slug]), "", *_evidence(STUDIES[slug])])
     method = find(slug)
-    recipe, found = method.build(), verdict_of(slug)
-    row = f"row {method.row}" if method.row is not None else "baseline"
-    lines = [f"{method.slug}  ({method.family}, {row})", method.title, f"paper   {method.paper}", ""]
-    lines += ["equation", *(f"  {line}" for line in method.equation.strip("\n").splitlines()), "", "terms"]
+    recipe = method.build()
+    lines = [*_heading(method), "", "terms"]
     for coefficient, term in recipe.objective.terms():
         shown = repr(coefficient) if isinstance(coefficient, Knob) else f"{coefficient:g}"
         lines.append(f"  {shown} * {term!r}")
@@ -148,10 +152,17 @@ def describe(slug: str) -> str:
     lines += ["", f"needs   rows {', '.join(recipe.kinds)}; columns {', '.join(sorted(needs.columns))}; signals "
               f"{', '.join(sorted(needs.signals))}; at least {needs.group_size} per group"]  # fmt: skip
     lines += ["defaults", *(f"  --{slug}.{k.replace('_', '-')} {v}" for k, v in method.defaults.items()), ""]
-    lines += [f"claim   {method.claim or 'none: a baseline'}", f"tests   {len(method.identity_tests)} identity tests"]
-    lines += [
-        f"result  {found['verdict']}: {found.get('summary', '')} ({found.get('command', '')})"
-        if found
-        else "result  none yet"
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_evidence(method)])
+
+
+def _heading(work: Method | Study) -> list[str]:
+    row = f"row {work.row}" if work.row is not None else "baseline"
+    lines = [f"{work.slug}  ({work.family}, {row})", work.title, f"paper   {work.paper}", ""]
+    return lines + ["equation", *(f"  {line}" for line in work.equation.strip("\n").splitlines())]
+
+
+def _evidence(work: Method | Study) -> list[str]:
+    found = verdict_of(work.slug)
+    result = f"{found['verdict']}: {found.get('summary', '')} ({found.get('command', '')})" if found else "none yet"
+    return [f"claim   {work.claim or 'none: a baseline'}", f"tests   {len(work.identity_tests)} identity tests",
+            f"result  {result}"]  # fmt: skip

@@ -40,3 +40,27 @@ class Method:
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A published result that is checked by numbers on problems small enough to enumerate, rather than trained with.
+
+    `function`: the heart of it, a public function of `unipo.tabular` or `unipo.functional`. The other fields are those of
+    a `Method`; `unipo reproduce SLUG` runs its experiment.
+    """
+
+    slug: str
+    function: Callable[..., Any]
+    row: int
+    family: str
+    title: str
+    paper: str
+    equation: str
+    claim: str
+    identity_tests: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unipo.recipe import Recipe
 from unipo.statistics import mean_interval, paired_difference_interval
@@ -14,8 +15,8 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inco
 Phases = tuple[Recipe, ...]
 """What an arm trains with: recipes one after the other, an equal share of the steps each."""
 
-Trial = Callable[[Phases, float, int, int], Mapping[str, float]]
-"""(phases, learning rate, seed, steps) -> metrics of one run."""
+Trial = Callable[[Any, float, int, int], Mapping[str, float]]
+"""(arm, learning rate, seed, steps) -> metrics of one run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,15 @@ def combined(verdicts: Sequence[str]) -> str:
 class Claim:
     """One experiment. `arms`: the method and its baselines; each is tuned over `grid`, on seeds that are not reported.
 
+    An arm is `Phases`, or whatever else `trial` takes as its first argument (the settings of a tabular algorithm, say).
+
     `tune`: the metric by which a learning rate is chosen; `minimise` says that less of it is better. `note`: the
     setting, the baselines, and what the experiment leaves out.
     """
 
     slug: str
     statement: str
-    arms: Mapping[str, Phases]
+    arms: Mapping[str, Any]
     trial: Trial
     steps: int
     tune: str
