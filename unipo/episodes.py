@@ -42,6 +42,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,43 @@ class Episodes:
             made[name] = _column(name, values, n)
         return cls(offsets, made)
 
+    @classmethod
+    def flat(cls, step: Mapping[str, Tensor], episode: Mapping[str, Tensor] | None = None, **categories: str) -> Episodes:
+        """Episodes of one step each, every one its own group, such as replayed transitions. Cheap: nothing is checked.
+
+        `step`, `episode`: columns [n, ...] by level, at least one of step; `categories`: one value for all, such as
+        kind="rollout".
+        """
+        n = len(next(iter(step.values())))
+        made = object.__new__(cls)
+        made._offsets = dict.fromkeys(LEVELS[1:], _counting(n + 1))
+        made._columns = {name: Column(values, "step") for name, values in step.items()}
+        for name, values in (episode or {}).items():
+            made._columns[name] = Column(values, "episode")
+        for name, value in categories.items():
+            made._columns[name] = Column(_zeros(n), "episode", None, (value,))
+        return made
+
+    def as_steps(self) -> Episodes:
+        """Every step an episode of its own, to be shuffled into minibatches that need no neighbours.
+
+        Step columns stay. Of episodes, only categories and integers (whose they are: kind, source, policy_version) are
+        carried to their steps: what is true of a whole episode need not be true of its steps.
+        """
+        kept = {n: c for n, c in self._columns.items() if c.level == "step" and c.offsets is None}
+        for name, c in self._columns.items():
+            if c.level == "episode" and c.offsets is None and c.values.dtype == torch.int64:
+                kept[name] = Column(self.expand(c.values), "episode", None, c.names)
+        made = object.__new__(Episodes)
+        made._offsets = dict.fromkeys(LEVELS[1:], _counting(self.count("step") + 1).to(self.device))
+        made._columns = kept
+        return made
+
+    @property
+    def is_flat(self) -> bool:
+        """Made by `flat` or `as_steps`: steps, episodes and groups are the same entries, and every verb is cheap."""
+        return self._offsets["turn"] is self._offsets["group"]
+
     # ---- sizes -----------------------------------------------------------------------------------------------------
     def count(self, level: str) -> int:
         """How many entries a level has."""
@@ -188,6 +226,8 @@ class Episodes:
 
     def lengths(self, level: str = "episode", of: str = "step") -> Tensor:
         """[n(level)] int64: how many entries of the lower level `of` each entry of `level` holds."""
+        if self.is_flat:
+            return torch.ones(len(self), dtype=torch.long, device=self.device)
         bounds = self._offsets[level]
         for lower in reversed(LEVELS[LEVELS.index(of) + 1 : LEVELS.index(level)]):
             bounds = self._offsets[lower][bounds]
@@ -195,7 +235,7 @@ class Episodes:
 
     def index(self, to: str, level: str = "step") -> Tensor:
         """[n(level)] int64: the entry of level `to` that each entry of `level` belongs to."""
-        if level == to:
+        if level == to or self.is_flat:
             return torch.arange(self.count(level), device=self.device)
         return torch.repeat_interleave(self.lengths(to, of=level))
 
@@ -258,12 +298,14 @@ class Episodes:
     def reduce(self, x: str | Tensor, to: str = "episode", how: str = "sum", level: str = "step") -> Tensor:
         """Carry `x` up to level `to`: [n(to), ...]. A name brings its own level; a tensor [n(level), ...] needs it."""
         x, level = self._named(x, level)
+        if self.is_flat and how in ("sum", "mean", "max", "min"):
+            return x
         return segment_reduce(x, self.index(to, level), self.count(to), how)
 
     def expand(self, x: str | Tensor, to: str = "step", level: str = "episode") -> Tensor:
         """Carry `x` down to level `to`: each entry repeats its parent's value."""
         x, level = self._named(x, level)
-        return x[self.index(level, to)]
+        return x if self.is_flat else x[self.index(level, to)]
 
     def _named(self, x: str | Tensor, level: str) -> tuple[Tensor, str]:
         if isinstance(x, str):
@@ -281,6 +323,11 @@ class Episodes:
         counts them). Selecting out of order at "episode" level breaks groups apart where neighbours no longer touch.
         """
         keep = keep.nonzero().squeeze(1) if keep.dtype == torch.bool else keep
+        if self.is_flat and level in ("episode", "group"):
+            made = object.__new__(Episodes)
+            made._offsets = dict.fromkeys(LEVELS[1:], _counting(len(keep) + 1).to(self.device))
+            made._columns = {name: c.take(keep) for name, c in self._columns.items()}
+            return made
         if level == "group":
             starts, sizes = self._offsets["group"][:-1], self.lengths("group", "episode")
             return self.select(ranges(starts[keep], sizes[keep]))
@@ -317,6 +364,10 @@ class Episodes:
         Groups and pairs may be cut: signals are per step. Every episode is in exactly one micro-batch; one that alone
         exceeds the budget has a micro-batch of its own.
         """
+        if not len(cost):
+            return []
+        if int(cost.max()) * len(cost) <= budget:
+            return [torch.arange(len(cost), device=self.device)]
         order = torch.argsort(cost, descending=True, stable=True).tolist()
         sizes = cost.tolist()
         batches: list[list[int]] = []
@@ -333,7 +384,8 @@ class Episodes:
         return ranges(offsets_of(counts)[:-1][episodes], counts[episodes])
 
     def to(self, device: torch.device | str) -> Episodes:
-        return Episodes({k: v.to(device) for k, v in self._offsets.items()},
+        moved = {id(v): v.to(device) for v in self._offsets.values()}
+        return Episodes({k: moved[id(v)] for k, v in self._offsets.items()},
                         {k: v.to(device) for k, v in self._columns.items()})  # fmt: skip
 
     @staticmethod
@@ -420,6 +472,16 @@ class Episodes:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{self.count(level)} {level}s" for level in reversed(LEVELS))
         return f"Episodes({sizes}; columns: {', '.join(self._columns)})"
+
+
+@lru_cache(maxsize=64)
+def _counting(n: int) -> Tensor:
+    return torch.arange(n)
+
+
+@lru_cache(maxsize=64)
+def _zeros(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.long)
 
 
 # ---- making columns ------------------------------------------------------------------------------------------------

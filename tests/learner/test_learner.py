@@ -20,6 +20,7 @@ from unipo.objectives import (
     PolicyGradient,
     TokenRatio,
     ValueRegression,
+    ValueTarget,
     everything,
     rollouts,
 )
@@ -210,7 +211,7 @@ def test_value_regression_is_clipped_around_the_old_value() -> None:
     """One step, reward 1 (return 1), old value 0, value 0.5: unclipped error .25; clipped to .2: .64, the larger counts."""
     episodes = Episodes.build([[0]], [[0]], kind=["rollout"]).with_columns("episode", reward=torch.ones(1))
     episodes = episodes.with_columns("step", old_value=torch.zeros(1))
-    term = ValueRegression(gamma=1.0, lam=1.0, clip=0.2, rows=rollouts)
+    term = ValueRegression(target=ValueTarget(1.0, 1.0), clip=0.2, rows=rollouts)
     assert float(term(episodes, {"value": torch.tensor([0.5])})) == pytest.approx(0.32)
     assert float(term.but(clip=None)(episodes, {"value": torch.tensor([0.5])})) == pytest.approx(0.125)
 

@@ -158,7 +158,7 @@ def describe(slug: str) -> str:
 def _heading(work: Method | Study) -> list[str]:
     row = f"row {work.row}" if work.row is not None else "baseline"
     lines = [f"{work.slug}  ({work.family}, {row})", work.title, f"paper   {work.paper}", ""]
-    return lines + ["equation", *(f"  {line}" for line in work.equation.strip("\n").splitlines())]
+    return [*lines, "equation", *(f"  {line}" for line in work.equation.strip("\n").splitlines())]
 
 
 def _evidence(work: Method | Study) -> list[str]:

@@ -49,6 +49,7 @@ from unipo.objectives import (
     TokenRatio,
     Truncated,
     ValueRegression,
+    ValueTarget,
 )
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.controllers import RunningMean
@@ -199,7 +200,7 @@ def ppo(*, group: int = 1, clip: float = 0.2, gamma: float = 1.0, lam: float = 0
         mask=ClipMask(clip, clip),
         aggregate=TokenMean(),
     )
-    critic = ValueRegression(gamma=gamma, lam=lam, clip=value_clip or None)
+    critic = ValueRegression(target=ValueTarget(gamma, lam), clip=value_clip or None)
     objective = gradient + value * critic if value else gradient
     recipe = Recipe(objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches)
     return regularised(recipe, kl, entropy)

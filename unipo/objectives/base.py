@@ -247,10 +247,12 @@ class Objective(Part):
     """A term: it claims `rows` and is a function of them alone.
 
     A subclass defines `evaluate(episodes, signals)` over its own rows: the scalar loss and per-step facts. `linear` says
-    that the coefficients dL/dsignal do not depend on the signals' current values, so that one pass is enough.
+    that the coefficients dL/dsignal do not depend on the signals' current values, so that one pass is enough. `every`: the
+    term is in every so many updates only (a delayed actor).
     """
 
     rows: Rows = everything
+    every: int = 1
     name: str = field(default="", repr=False)
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
@@ -262,17 +264,31 @@ class Objective(Part):
 
     def loss(self, episodes: Episodes, signals: Signals) -> Loss:
         """Take the rows that this term claims, without masked steps, and evaluate it there. No rows: zero."""
+        mine, steps = self.claimed(episodes)
+        own = {name: signals[name] for name in self.needs.signals}
+        if steps is None:
+            value, facts = self.evaluate(mine, own)
+            return Loss(value, {k: v.detach() for k, v in facts.items()})
+        own = {name: signal[steps] for name, signal in own.items()}
+        if not len(steps):
+            return Loss(sum((s.sum() for s in own.values()), torch.zeros((), device=episodes.device)))
+        value, facts = self.evaluate(mine, own)
+        blank = torch.full((episodes.count("step"),), torch.nan, device=episodes.device)
+        return Loss(value, {k: blank.index_put((steps,), v.detach().to(blank.dtype)) for k, v in facts.items()})
+
+    def claimed(self, episodes: Episodes) -> tuple[Episodes, Tensor | None]:
+        """The rows that this term claims without their masked steps, and where those steps are in the batch (None: all)."""
         own = self.rows(episodes)
+        if "mask" not in episodes and bool(own.all()):
+            return episodes, None
         counted = episodes.expand(own)
         if "mask" in episodes:
             counted = counted & episodes["mask"]
-        steps = counted.nonzero().squeeze(1)
-        mine = {name: signals[name][steps] for name in self.needs.signals}
-        if not len(steps):
-            return Loss(sum((s.sum() for s in mine.values()), torch.zeros((), device=episodes.device)))
-        value, facts = self.evaluate(episodes.select(counted, "step").select(own), mine)
-        blank = torch.full((episodes.count("step"),), torch.nan, device=episodes.device)
-        return Loss(value, {k: blank.index_put((steps,), v.detach().to(blank.dtype)) for k, v in facts.items()})
+        return episodes.select(counted, "step").select(own), counted.nonzero().squeeze(1)
+
+    def at(self, update: int) -> Objective:
+        """What is left of this objective in an update (0-based): terms whose turn it is."""
+        return self if update % self.every == 0 else nothing
 
     @property
     def linear(self) -> bool:
@@ -313,6 +329,10 @@ class Sum(Objective):
         for coefficient, term in self.weighted:
             value = value + number(coefficient) * term.loss(episodes, signals).value
         return Loss(value)
+
+    def at(self, update: int) -> Objective:
+        due = tuple((c, term) for c, term in self.weighted if update % term.every == 0)
+        return self if len(due) == len(self.weighted) else replace(self, weighted=due)
 
     @property
     def linear(self) -> bool:

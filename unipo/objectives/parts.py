@@ -32,7 +32,6 @@ __all__ = [
     "EpisodeMean",
     "EpisodeSum",
     "ExponentialAdvantage",
-    "GeneralisedAdvantage",
     "GeometricRatio",
     "GroupMean",
     "GroupStd",
@@ -244,49 +243,6 @@ class Normalised(Advantage):
         values = self.outcome(episodes, signals)
         centre, scale = self.center.of(values, episodes), self.scale.of(values, episodes)
         return episodes.expand(F.normalize(values, centre, scale))
-
-
-@dataclass(frozen=True)
-class GeneralisedAdvantage(Advantage):
-    """GAE from the critic's values before the update (`old_value`); the outcome arrives at the last step.
-
-    Rewards along the way are a `reward` column of level step. Truncated episodes bootstrap from their last value. `whiten`
-    centres on the mean of all steps and divides by that scale; advantages that are all equal become exactly 0.
-    """
-
-    gamma: float = 1.0
-    lam: float = 0.95
-    whiten: Scale | None = None
-
-    def own_needs(self) -> Needs:
-        return Needs.of(columns="reward old_value")
-
-    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        advantage, _ = gae_of(episodes, self.gamma, self.lam)
-        if self.whiten is None or len(advantage) < 2:
-            return advantage
-        return F.normalize(advantage, F.batch_mean(advantage), self.whiten.of(advantage, episodes))
-
-
-def step_rewards(episodes: Episodes) -> Tensor:
-    """[N]: the reward column, placed on the last step of each episode when it lives on episodes."""
-    if episodes.column("reward").level == "step":
-        return episodes["reward"]
-    ends = episodes.lengths().cumsum(0) - 1
-    has_steps = episodes.lengths() > 0
-    blank = torch.zeros(episodes.count("step"), dtype=episodes["reward"].dtype, device=episodes.device)
-    return blank.index_put((ends[has_steps],), episodes["reward"][has_steps])
-
-
-def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantage [N] and return [N] by generalised advantage estimation over `old_value`."""
-    reward = step_rewards(episodes)
-    value = episodes["old_value"].to(reward.dtype)
-    bootstrap = torch.zeros(len(episodes), dtype=value.dtype, device=value.device)
-    if "truncated" in episodes:
-        cut = episodes["truncated"] & (episodes.lengths() > 0)
-        bootstrap[cut] = value[(episodes.lengths().cumsum(0) - 1)[cut]]
-    return F.gae(reward, value, episodes.index("episode"), len(episodes), gamma, lam, bootstrap)
 
 
 # ---- weights: [N] ----------------------------------------------------------------------------------------------------

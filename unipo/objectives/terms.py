@@ -1,4 +1,4 @@
-"""The terms that methods are made of: policy gradients, likelihoods, penalties, pairs and value regression."""
+"""The terms that methods are made of: policy gradients, likelihoods, penalties and pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unipo.objectives.base import (
     pairs,
     rollouts,
 )
-from unipo.objectives.parts import Advantage, AdvantageMask, Aggregate, EpisodeMean, One, TokenMean, Weight, gae_of
+from unipo.objectives.parts import Advantage, AdvantageMask, Aggregate, EpisodeMean, One, TokenMean, Weight
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -111,30 +111,6 @@ class Bonus(Objective):
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
         return self.aggregate.of(-signals[self.signal], episodes), {}
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class ValueRegression(Objective):
-    """Half the squared error of the critic's `value` to the GAE return, clipped around the old value when asked."""
-
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip: float | None = None
-    aggregate: Aggregate = TokenMean()
-    rows: Rows = rollouts
-
-    def own_needs(self) -> Needs:
-        return Needs.of(signals="value", columns="reward old_value kind")
-
-    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
-        value = signals["value"]
-        with torch.no_grad():
-            target = gae_of(episodes, self.gamma, self.lam)[1].to(value.dtype)
-            old = episodes["old_value"].to(value.dtype)
-        error = (value - target).square()
-        if self.clip is not None:
-            error = torch.maximum(error, (old + (value - old).clamp(-self.clip, self.clip) - target).square())
-        return self.aggregate.of(error / 2, episodes), {"value_error": error}
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
@@ -227,5 +203,4 @@ __all__ = [
     "Pairwise",
     "PolicyGradient",
     "SquaredLink",
-    "ValueRegression",
 ]

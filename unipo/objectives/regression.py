@@ -1,0 +1,134 @@
+"""Critics: regressions of a signal to a target, the penalty and the target chosen independently.
+
+    L = aggregate( sum_j penalty( signal_j - target ) )          target detached; j over an ensemble, where there is one
+"""  # fmt: skip
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo.episodes import Episodes
+from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, rollouts
+from unipo.objectives.parts import Advantage, Aggregate, TokenMean
+from unipo.objectives.returns import ValueTarget, continues, step_rewards
+
+__all__ = ["Bellman", "Expectile", "Huber", "Regression", "SmallestOf", "Squared", "ValueRegression"]
+
+
+# ---- penalties: [N, ...] -> [N, ...] ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Squared(Part):
+    """e^2 / 2."""
+
+    def of(self, error: Tensor) -> Tensor:
+        return error.square() / 2
+
+
+@dataclass(frozen=True)
+class Huber(Squared):
+    """e^2 / 2 up to |e| = delta, linear beyond."""
+
+    delta: float = 1.0
+
+    def of(self, error: Tensor) -> Tensor:
+        return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=self.delta)
+
+
+@dataclass(frozen=True)
+class Expectile(Squared):
+    """|tau - 1{signal > target}| e^2 (IQL, arXiv 2110.06169, eq. 5): tau -> 1 is the maximum over what was seen."""
+
+    tau: float = 0.7
+
+    def of(self, error: Tensor) -> Tensor:
+        return torch.where(error > 0, 1.0 - self.tau, self.tau) * error.square()
+
+
+# ---- targets: [N] ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Bellman(Advantage):
+    """y = r + discount * (0 where terminated) * (next_q - temperature * next_logp).
+
+    `next_q`, `next_logp`: what the recipe's backup says of the next state; `discount` [E] is gamma, or gamma^n where the
+    replay has summed n rewards. `value` reads another column instead, such as IQL's `old_next_value`.
+    """
+
+    temperature: float | Knob | None = None
+    value: str = "next_q"
+
+    def own_needs(self) -> Needs:
+        soft = "" if self.temperature is None else " next_logp"
+        return Needs.of(columns=f"reward discount terminated {self.value}{soft}")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        following = episodes[self.value]
+        if self.temperature is not None:
+            following = following - number(self.temperature) * episodes["next_logp"]
+        return step_rewards(episodes) + episodes.expand("discount") * continues(episodes) * following
+
+
+@dataclass(frozen=True)
+class SmallestOf(Advantage):
+    """The smallest of an ensemble column [N, n], such as `target_q`."""
+
+    column: str = "target_q"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes[self.column].amin(-1)
+
+
+# ---- terms -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Regression(Objective):
+    """aggregate( weight * sum over an ensemble of penalty(signal - target) ); `weight` names a column [N] (importance
+    weights of a prioritised replay)."""
+
+    signal: str = "q"
+    target: Advantage = Bellman()
+    penalty: Squared = Squared()
+    weight: str = ""
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals=self.signal, columns=f"kind {self.weight}")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        signal = signals[self.signal]
+        with torch.no_grad():
+            target = self.target(episodes, signals).to(signal.dtype)
+        error = signal - target.reshape(-1, *[1] * (signal.ndim - 1))
+        penalty = self.penalty.of(error).reshape(len(error), -1).sum(-1)
+        if self.weight:
+            penalty = penalty * episodes[self.weight]
+        facts = {"value_error": error.square().reshape(len(error), -1).mean(-1)}
+        return self.aggregate.of(penalty, episodes), facts
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ValueRegression(Objective):
+    """Half the squared error of the critic's `value` to the GAE return, clipped around the old value when asked."""
+
+    target: Advantage = ValueTarget()
+    clip: float | None = None
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="value", columns="old_value kind" if self.clip is not None else "kind")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        value = signals["value"]
+        with torch.no_grad():
+            target = self.target(episodes, signals).to(value.dtype)
+        error = (value - target).square()
+        if self.clip is not None:
+            old = episodes["old_value"].to(value.dtype)
+            error = torch.maximum(error, (old + (value - old).clamp(-self.clip, self.clip) - target).square())
+        return self.aggregate.of(error / 2, episodes), {"value_error": error}

@@ -1,0 +1,120 @@
+"""Parts that look along an episode: generalised advantages and returns, with the bootstrap where an episode was cut.
+
+`terminated` and `truncated` are never confused. Nothing is worth anything after a terminated step; a fragment that was cut,
+by a time limit or by the end of the batch, goes on with the value of the state that it was cut at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.objectives.base import Needs, Signals
+from unipo.objectives.parts import Advantage, Scale
+
+__all__ = ["DiscountedReturn", "GeneralisedAdvantage", "ValueTarget", "continues", "gae_of", "step_rewards"]
+
+
+@dataclass(frozen=True)
+class GeneralisedAdvantage(Advantage):
+    """GAE from the critic's values before the update (`old_value`); an outcome arrives at the last step.
+
+    Rewards along the way are a `reward` column of level step. Cut episodes bootstrap (`bootstrap_of`). `whiten` centres on
+    the mean of all steps and divides by that scale; advantages that are all equal become exactly 0.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten: Scale | None = None
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward old_value")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        advantage, _ = gae_of(episodes, self.gamma, self.lam)
+        if self.whiten is None or len(advantage) < 2:
+            return advantage
+        return F.normalize(advantage, F.batch_mean(advantage), self.whiten.of(advantage, episodes))
+
+
+@dataclass(frozen=True)
+class ValueTarget(Advantage):
+    """What a value function is regressed to: the GAE return, A_n + V_old(n)."""
+
+    gamma: float = 1.0
+    lam: float = 0.95
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward old_value")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return gae_of(episodes, self.gamma, self.lam)[1]
+
+
+@dataclass(frozen=True)
+class DiscountedReturn(Advantage):
+    """G_n = sum_k gamma^k r_{n+k} to the end of the fragment; `column` is what is summed.
+
+    A cut fragment goes on with `old_next_value` where the batch has it, else with 0: give Monte-Carlo methods whole
+    episodes.
+    """
+
+    gamma: float = 1.0
+    column: str = "reward"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        reward = step_rewards(episodes, self.column)
+        after = bootstrap_of(episodes, torch.zeros_like(reward))
+        return F.discounted_return(reward, episodes.index("episode"), len(episodes), self.gamma, after)
+
+
+def step_rewards(episodes: Episodes, name: str = "reward") -> Tensor:
+    """[N]: the reward column, placed on the last step of each episode when it lives on episodes."""
+    if episodes.column(name).level == "step":
+        return episodes[name]
+    steps, rows = _last_steps(episodes)
+    blank = torch.zeros(episodes.count("step"), dtype=episodes[name].dtype, device=episodes.device)
+    return blank.index_put((steps,), episodes[name][rows])
+
+
+def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantage [N] and return [N] by generalised advantage estimation over `old_value`."""
+    reward = step_rewards(episodes)
+    value = episodes["old_value"].to(reward.dtype)
+    after = bootstrap_of(episodes, value)
+    return F.gae(reward, value, episodes.index("episode"), len(episodes), gamma, lam, after)
+
+
+def bootstrap_of(episodes: Episodes, value: Tensor) -> Tensor:
+    """[E]: what follows the last step. 0 unless truncated; else `old_next_value` of it, the value of the state where the
+    episode was cut; else `value` [N] of the last step itself (a token policy has no other)."""
+    after = torch.zeros(len(episodes), dtype=value.dtype, device=value.device)
+    if "truncated" not in episodes:
+        return after
+    steps, rows = _last_steps(episodes)
+    cut = episodes["truncated"][rows]
+    following = episodes["old_next_value"].to(value.dtype) if "old_next_value" in episodes else value
+    return after.index_put((rows[cut],), following[steps[cut]])
+
+
+def continues(episodes: Episodes) -> Tensor:
+    """[N] float: 0 at the last step of a terminated episode, 1 elsewhere: what multiplies the value of the next state."""
+    if episodes.is_flat:
+        return 1.0 - episodes["terminated"].float()
+    steps, rows = _last_steps(episodes)
+    blank = torch.ones(episodes.count("step"), device=episodes.device)
+    return blank.index_put((steps,), 1.0 - episodes["terminated"][rows].float())
+
+
+def _last_steps(episodes: Episodes) -> tuple[Tensor, Tensor]:
+    """Positions of the last steps, and of the episodes that have one: int64 [k] each."""
+    lengths = episodes.lengths()
+    rows = (lengths > 0).nonzero().squeeze(1)
+    return (lengths.cumsum(0) - 1)[rows], rows
