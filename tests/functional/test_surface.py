@@ -11,29 +11,37 @@ import torch
 from torch import Tensor
 
 from unipo import functional as F
-from unipo.functional import advantages, aggregate, divergences, pairs, weights
+from unipo.functional import advantages, aggregate, bayesian_quadrature, coverage, divergences, pairs, weights
 
-MODULES = (advantages, aggregate, divergences, pairs, weights)
+MODULES = (advantages, aggregate, bayesian_quadrature, coverage, divergences, pairs, weights)
 INDEX = torch.tensor([0, 0, 1, 1])
 ROW = torch.tensor([0.3, 0.9, 0.5, 0.7])
 SIGN = torch.tensor([1.0, -1.0, 1.0, 0.0])
+SCORES = torch.tensor([[1.0, 0.5], [-0.3, 1.0], [0.2, -1.0], [0.7, 0.1]])
 FULL = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
 CHOSEN = torch.tensor([True, False, False, True])
 
 # One call of every function: its tensors, and the numbers that follow them.
 CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
+    "bac": ((SCORES, ROW, torch.eye(4), torch.eye(2), torch.zeros(4, 4), torch.eye(4)), ()),
     "batch_mean": ((ROW,), ()),
     "batch_std": ((ROW,), ()),
     "beta_parameters": ((ROW,), ()),
     "beta_scale": ((ROW,), (1.5, 2.0)),
+    "bpg_model_1": ((SCORES, ROW, torch.eye(2)), (0.1,)),
+    "bpg_model_2": ((SCORES, ROW, torch.eye(2)), (0.1,)),
     "clip_mask": ((ROW, SIGN), (0.2, 0.2)),
     "constant": ((ROW,), (2, 4.0)),
+    "digitise": ((ROW,), ([0.0], [1.0], 4)),
     "discounted_return": ((ROW, INDEX), (2, 0.9)),
+    "distinct_rows": ((INDEX, CHOSEN), ()),
     "dual_clip_mask": ((ROW, SIGN), (3.0,)),
     "effective_sample_size": ((ROW,), ()),
     "entropy": ((FULL,), ()),
     "episode_mean": ((ROW, INDEX), (2,)),
     "episode_sum": ((ROW,), (2,)),
+    "fisher_estimate": ((SCORES,), ()),
+    "fisher_kernel": ((SCORES, torch.eye(2)), ()),
     "gae": ((ROW, SIGN, INDEX), (2, 0.9, 0.8, torch.ones(2))),
     "generalised_jsd": ((FULL, FULL.flip(-1)), (0.3,)),
     "geometric_ratio": ((ROW, INDEX), (2,)),
@@ -46,16 +54,21 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "kl": ((FULL, FULL.flip(-1)), ()),
     "leave_one_out_mean": ((ROW, INDEX), (2,)),
     "log_ratio": ((ROW, SIGN), ()),
+    "log_state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "logistic": ((ROW,), (0.1,)),
     "normalize": ((ROW, SIGN, ROW), (0.1,)),
     "pair_margin": ((ROW, CHOSEN, INDEX), (2,)),
     "pairwise_square": ((ROW, INDEX), (2,)),
     "ring_mask": ((ROW, SIGN), (0.2, 0.2, 0.6, 2.0)),
+    "row_entropy": ((INDEX, CHOSEN), ()),
     "sequence_ratio": ((ROW, INDEX), (2,)),
     "squared": ((ROW,), (1.0,)),
+    "state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "taper": ((ROW, SIGN), ()),
+    "temporal_differences": ((ROW, INDEX, torch.tensor([True, False])), (0.9,)),
     "token_mean": ((ROW,), ()),
     "token_ratio": ((ROW,), ()),
+    "trajectory_quality": ((ROW,), (0.0, 1.0)),
     "truncate": ((ROW,), (0.6,)),
     "two_side_mask": ((ROW,), (0.2, 0.2)),
     "weighted_k3": ((ROW, ROW), ()),

@@ -10,6 +10,10 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
     divergences   from samples `k1` `k2` `k3` `weighted_k3`; over full distributions `kl` `entropy` `generalised_jsd`
     pairs         `pair_margin`; links `logistic` `squared` `hinge`; all pairs of a group `pairwise_square`
     aggregate     `token_mean` `episode_mean` `episode_sum` `constant`
+    quadrature    posterior of a policy gradient: `bpg_model_1` `bpg_model_2`, `bac` on `temporal_differences`;
+                  `fisher_kernel` `fisher_estimate`
+    coverage      of a data set: `trajectory_quality`, `state_action_coverage` `log_state_action_coverage`,
+                  `distinct_rows` `row_entropy` of integers, `digitise`
 """
 
 from unipo.functional.advantages import (
@@ -25,6 +29,22 @@ from unipo.functional.advantages import (
     normalize,
 )
 from unipo.functional.aggregate import constant, episode_mean, episode_sum, token_mean
+from unipo.functional.bayesian_quadrature import (
+    bac,
+    bpg_model_1,
+    bpg_model_2,
+    fisher_estimate,
+    fisher_kernel,
+    temporal_differences,
+)
+from unipo.functional.coverage import (
+    digitise,
+    distinct_rows,
+    log_state_action_coverage,
+    row_entropy,
+    state_action_coverage,
+    trajectory_quality,
+)
 from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl, weighted_k3
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
 from unipo.functional.weights import (
@@ -42,18 +62,25 @@ from unipo.functional.weights import (
 )
 
 __all__ = [
+    "bac",
     "batch_mean",
     "batch_std",
     "beta_parameters",
     "beta_scale",
+    "bpg_model_1",
+    "bpg_model_2",
     "clip_mask",
     "constant",
+    "digitise",
     "discounted_return",
+    "distinct_rows",
     "dual_clip_mask",
     "effective_sample_size",
     "entropy",
     "episode_mean",
     "episode_sum",
+    "fisher_estimate",
+    "fisher_kernel",
     "gae",
     "generalised_jsd",
     "geometric_ratio",
@@ -66,16 +93,21 @@ __all__ = [
     "kl",
     "leave_one_out_mean",
     "log_ratio",
+    "log_state_action_coverage",
     "logistic",
     "normalize",
     "pair_margin",
     "pairwise_square",
     "ring_mask",
+    "row_entropy",
     "sequence_ratio",
     "squared",
+    "state_action_coverage",
     "taper",
+    "temporal_differences",
     "token_mean",
     "token_ratio",
+    "trajectory_quality",
     "truncate",
     "two_side_mask",
     "weighted_k3",
