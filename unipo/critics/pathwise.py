@@ -1,0 +1,84 @@
+"""The critic's value of the policy's own action, differentiable in the policy: what pathwise policy gradients ascend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from unipo.critics.action_value import refuse_unknown
+from unipo.episodes import Episodes
+from unipo.policies.control import ControlPolicy
+from unipo.policies.distributions import Categorical, Deterministic
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "min": lambda q: q.amin(1),
+    "first": lambda q: q[:, 0],
+    "mean": lambda q: q.mean(1),
+}
+"""Q [N, n, ...] -> [N, ...] over the n critics."""
+
+
+class ActionCritic(Protocol):
+    """Q [N, n] at (observation [N, d], action [N, A]); `frozen`: with detached weights."""
+
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor: ...
+
+
+Estimate = Callable[["Pathwise", Tensor, Tensor, Episodes], dict[str, Tensor]]
+
+
+def _sampled(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
+    action, logp = join.policy.distribution.sample_with_logp(raw, episodes["noise"])
+    q = join.reduce(join.critic.q(observation, action, frozen=True))
+    return {"pathwise_q": q, "pathwise_logp": logp, "pathwise_action": action}
+
+
+def _at_mode(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
+    action = join.policy.distribution.mode(raw)
+    return {"pathwise_q": join.reduce(join.critic.q(observation, action, frozen=True)), "pathwise_action": action}
+
+
+def _enumerated(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
+    logp = raw.log_softmax(-1)
+    q = join.reduce(join.critic.values(observation, frozen=True))
+    return {"pathwise_q": (logp.exp() * q).sum(-1), "pathwise_logp": (logp.exp() * logp).sum(-1)}
+
+
+_ESTIMATES: Mapping[type, tuple[Estimate, frozenset[str]]] = {
+    Categorical: (_enumerated, frozenset({"pathwise_q", "pathwise_logp"})),
+    Deterministic: (_at_mode, frozenset({"pathwise_q", "pathwise_action"})),
+}
+_SAMPLED: tuple[Estimate, frozenset[str]] = (_sampled, frozenset({"pathwise_q", "pathwise_logp", "pathwise_action"}))
+
+
+class Pathwise:
+    """A policy's own actions, valued by a frozen critic; gradients reach the policy through the action.
+
+    Signals: `pathwise_q` [N] = reduce_j Q_j(s, a), `pathwise_logp` [N] = log pi(a|s), `pathwise_action` [N, A], at
+    a = sample(raw(s), column `noise`). Categorical policies: the exact expectations sum_a pi Q and sum_a pi log pi, no
+    noise needed. Deterministic policies: at the mode, no log-prob.
+    It has no parameters of its own: the policy trains as a player itself. `reduce`: min | first | mean over critics.
+    """
+
+    def __init__(self, policy: ControlPolicy, critic: Any, reduce: str = "min") -> None:
+        if reduce not in REDUCTIONS:
+            raise ValueError(f"unknown reduction {reduce!r}: expected one of {', '.join(REDUCTIONS)}")
+        self.policy, self.critic, self.reduce = policy, critic, REDUCTIONS[reduce]
+        self._estimate, self.emits = _ESTIMATES.get(type(policy.distribution), _SAMPLED)
+
+    def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
+        """The signals `names`, from one pass; KeyError names any other, and the column that is missing."""
+        refuse_unknown(names, self.emits)
+        observation = episodes["observation"]
+        made = self._estimate(self, observation, self.policy.raw(observation), episodes)
+        return {name: made[name] for name in names}
+
+    def total_lengths(self, episodes: Episodes) -> Tensor:
+        """[E] steps of each fragment: what its signals cost."""
+        return episodes.lengths()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Nothing: see above."""
+        return iter(())

@@ -1,0 +1,149 @@
+"""Policies over observation vectors: a network gives the raw parameters of an action distribution."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unipo.episodes import Episodes
+from unipo.policies import distributions
+from unipo.policies.distributions import Distribution
+from unipo.policies.networks import MLP, Normaliser
+
+ANCHORS = ("old", "reference")
+"""Columns `<anchor>_parameters` [N, P] that KL signals may be measured against."""
+
+
+def next_index(episodes: Episodes) -> Tensor:
+    """[N] int64: where each step's next state is in cat([observation, final_observation]): the following step of its
+    fragment, or, at the fragment's end, N + its fragment."""
+    lengths = episodes.lengths()
+    index = torch.arange(1, episodes.count("step") + 1, device=episodes.device)
+    held = lengths > 0
+    index[lengths.cumsum(0)[held] - 1] = len(index) + held.nonzero().squeeze(1)
+    return index
+
+
+def next_observation(episodes: Episodes) -> Tensor:
+    """[N, d]: the observation after each step, `final_observation` at the end of a fragment."""
+    observation, final = episodes["observation"], episodes["final_observation"]
+    if len(observation) == len(final) and bool((episodes.lengths() == 1).all()):
+        return final
+    return torch.cat([observation, final])[next_index(episodes)]
+
+
+class ControlPolicy(nn.Module):
+    """pi(a | s) = distribution(raw(s)), raw = MLP(normalised observation).
+
+    `log_std` "parameter": the log-std is one trained vector, the same in all states (PPO); "network": the MLP gives it too
+    (SAC). Distributions without a log-std are not concerned. `log_std_init`: its start. `orthogonal`: PPO's initial values
+    with output gain 0.01; otherwise torch's.
+
+    Signals, each [N] but `parameters` [N, P]: `logp` of the data's action, `entropy`, `parameters` (raw), and, from a column
+    `old_parameters` (or `reference_parameters`) [N, P], `reverse_kl:old` = KL(pi || old), `forward_kl:old` = KL(old || pi).
+    """
+
+    emits = frozenset(
+        {"logp", "entropy", "parameters"} | {f"{k}_kl:{a}" for k in ("reverse", "forward") for a in ANCHORS}
+    )
+
+    def __init__(
+        self,
+        observation_size: int,
+        distribution: Distribution,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        log_std: str = "parameter",
+        log_std_init: float = 0.0,
+        normaliser: Normaliser | None = None,
+        orthogonal: bool = True,
+    ) -> None:
+        super().__init__()
+        if log_std not in ("parameter", "network"):
+            raise ValueError(
+                f"log_std is {log_std!r}: expected 'parameter' (one vector) or 'network' (state-dependent)"
+            )
+        self.observation_size, self.distribution, self.normaliser = observation_size, distribution, normaliser
+        self.config = {"observation_size": observation_size, "hidden": list(hidden), "activation": activation,
+                       "log_std": log_std, "log_std_init": log_std_init, "orthogonal": orthogonal}  # fmt: skip
+        free = distribution.free if log_std == "parameter" else 0
+        outputs = distribution.parameters - free
+        initial = distribution.initial(log_std_init)
+        gain = 0.01 if orthogonal else 1.0
+        self.network = MLP(observation_size, hidden, outputs, activation, gain, orthogonal)
+        with torch.no_grad():
+            self.network.layers[-1].bias.add_(initial[:outputs])
+        self.log_std = nn.Parameter(initial[outputs:].clone()) if free else None
+
+    def raw(self, observation: Tensor) -> Tensor:
+        """Raw parameters [N, P] of the distribution in each of `observation` [N, d]."""
+        x = observation if self.normaliser is None else self.normaliser(observation)
+        out = self.network(x)
+        if self.log_std is None:
+            return out
+        return torch.cat([out, self.log_std.expand(*out.shape[:-1], -1)], -1)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, noise: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor]:
+        """Actions and their log-prob [N] (NaN where none is known), from `observation` [N, d] and `noise` [N, noise].
+
+        `deterministic`: the mode, whatever the noise; its log-prob is NaN: nothing was sampled.
+        """
+        raw = self.raw(observation)
+        if deterministic:
+            return self.distribution.mode(raw), raw.new_full(raw.shape[:1], float("nan"))
+        return self.distribution.sample_with_logp(raw, noise)
+
+    def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
+        """The signals `names`, differentiable; the KL's other side is constant. KeyError names what is not there."""
+        unknown = set(names) - self.emits
+        if unknown:
+            raise KeyError(f"no signal {sorted(unknown)}: this policy emits {', '.join(sorted(self.emits))}")
+        raw = self.raw(episodes["observation"])
+        return {name: self._signal(name, raw, episodes) for name in names}
+
+    def _signal(self, name: str, raw: Tensor, episodes: Episodes) -> Tensor:
+        kind, _, anchor = name.partition(":")
+        made: dict[str, Callable[[], Tensor]] = {
+            "logp": lambda: self.distribution.logp(raw, episodes["action"]),
+            "entropy": lambda: self.distribution.entropy(raw),
+            "parameters": lambda: raw,
+            "reverse_kl": lambda: self.distribution.kl(raw, episodes[f"{anchor}_parameters"].detach()),
+            "forward_kl": lambda: self.distribution.kl(episodes[f"{anchor}_parameters"].detach(), raw),
+        }
+        return made[kind]()
+
+    def total_lengths(self, episodes: Episodes) -> Tensor:
+        """[E] steps of each fragment: what its signals cost."""
+        return episodes.lengths()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (weights and normaliser statistics) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        distribution = {"name": type(self.distribution).__name__, **dataclasses.asdict(self.distribution)}  # type: ignore[call-overload]
+        clip = None if self.normaliser is None else self.normaliser.clip
+        described = {**self.config, "distribution": distribution, "normaliser_clip": clip}
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_control_policy(folder: str | Path) -> ControlPolicy:
+    """The policy that `ControlPolicy.save` wrote into `folder`; ValueError where there is none."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder} holds no control policy: expected config.json and model.safetensors in it")
+    config = json.loads((folder / "config.json").read_text())
+    described, clip = config.pop("distribution"), config.pop("normaliser_clip")
+    kind = described.pop("name")
+    made = getattr(distributions, kind)(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
+    normaliser = None if clip is None else Normaliser(config["observation_size"], clip)
+    policy = ControlPolicy(**config, distribution=made, normaliser=normaliser)
+    policy.load_state_dict(load_file(folder / "model.safetensors"))
+    return policy

@@ -1,0 +1,361 @@
+"""Action distributions: stateless functions of raw parameters [N, P], of noise [N, noise] and of actions.
+
+    Categorical, MultiCategorical      discrete: sampled by the inverse distribution function at Phi(noise)
+    Gaussian, SquashedGaussian, Beta   continuous: sample(raw, noise) is differentiable in raw
+    GaussianMixture                    the component is drawn (no gradient), its sample is differentiable
+    Deterministic                      a point; exploration adds noise, so that no density is known
+
+Noise is standard normal and comes from outside: a signal is then a function of its batch. Bounded actions are in [-1, 1].
+Legend: N steps, A action components, K experts, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy.special import betainc, betaincinv
+from torch import Tensor
+from torch.nn.functional import softplus
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+EDGE = 1e-6
+"""Bounded actions are kept this far from their bounds where a density is evaluated: at the bounds it is 0 or infinite."""
+
+
+class Distribution(Protocol):
+    """What a policy head and its action space have to agree on.
+
+    Required: `sample` and `logp` describe the same law; `sample_with_logp` equals both, more cheaply or more exactly;
+    `mode` maximises the density (before squashing, where there is squashing); `kl` is KL(p || q).
+    `NotImplementedError` where there is no closed form, naming the remedy. Not verified: that noise is standard normal.
+    """
+
+    @property
+    def parameters(self) -> int: ...  # P, the width of `raw`
+    @property
+    def free(self) -> int: ...  # trailing entries of `raw` that need not depend on the state: the log-std
+    @property
+    def noise(self) -> int: ...  # standard normals that one sample consumes
+    @property
+    def action_shape(self) -> tuple[int, ...]: ...
+    @property
+    def discrete(self) -> bool: ...
+
+    def initial(self, log_std: float) -> Tensor: ...  # [P], the bias that `raw` starts from
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor: ...
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor: ...
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]: ...
+    def entropy(self, raw: Tensor) -> Tensor: ...
+    def mode(self, raw: Tensor) -> Tensor: ...
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor: ...
+
+
+# ---- discrete ------------------------------------------------------------------------------------------------------
+def inverse_cdf(probability: Tensor, noise: Tensor) -> Tensor:
+    """[N] int64: the category a with F(a - 1) < Phi(noise) <= F(a), from `probability` [N, n] and `noise` [N]."""
+    cdf = probability.detach().cumsum(-1)[..., :-1]
+    return (torch.special.ndtr(noise)[..., None] > cdf).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """One of `n` actions; raw = logits [N, n], action [N] int64."""
+
+    n: int
+
+    @property
+    def parameters(self) -> int:
+        return self.n
+
+    @property
+    def free(self) -> int:
+        return 0
+
+    @property
+    def noise(self) -> int:
+        return 1
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def discrete(self) -> bool:
+        return True
+
+    def initial(self, log_std: float) -> Tensor:
+        return torch.zeros(self.n)
+
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        return inverse_cdf(raw.softmax(-1), noise[..., 0])
+
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor:
+        return raw.log_softmax(-1).gather(-1, action[..., None]).squeeze(-1)
+
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        logp_NV = raw.log_softmax(-1)
+        action = inverse_cdf(logp_NV.exp(), noise[..., 0])
+        return action, logp_NV.gather(-1, action[..., None]).squeeze(-1)
+
+    def entropy(self, raw: Tensor) -> Tensor:
+        logp_NV = raw.log_softmax(-1)
+        return -(logp_NV.exp() * logp_NV).sum(-1)
+
+    def mode(self, raw: Tensor) -> Tensor:
+        return raw.argmax(-1)
+
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
+        logp_NV = raw_p.log_softmax(-1)
+        return (logp_NV.exp() * (logp_NV - raw_q.log_softmax(-1))).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class MultiCategorical:
+    """Independent categories; raw = logits [N, sum sizes], action [N, len(sizes)] int64."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def free(self) -> int:
+        return 0
+
+    @property
+    def noise(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (len(self.sizes),)
+
+    @property
+    def discrete(self) -> bool:
+        return True
+
+    def initial(self, log_std: float) -> Tensor:
+        return torch.zeros(self.parameters)
+
+    def _each(self, raw: Tensor) -> list[tuple[int, Categorical, Tensor]]:
+        """(position, its distribution, its logits) of every component."""
+        parts = raw.split(list(self.sizes), -1)
+        return [(i, Categorical(n), part) for i, (n, part) in enumerate(zip(self.sizes, parts, strict=True))]
+
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        return torch.stack([d.sample(part, noise[..., i : i + 1]) for i, d, part in self._each(raw)], -1)
+
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor:
+        return torch.stack([d.logp(part, action[..., i]) for i, d, part in self._each(raw)]).sum(0)
+
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        made = [d.sample_with_logp(part, noise[..., i : i + 1]) for i, d, part in self._each(raw)]
+        return torch.stack([a for a, _ in made], -1), torch.stack([logp for _, logp in made]).sum(0)
+
+    def entropy(self, raw: Tensor) -> Tensor:
+        return torch.stack([d.entropy(part) for _, d, part in self._each(raw)]).sum(0)
+
+    def mode(self, raw: Tensor) -> Tensor:
+        return torch.stack([part.argmax(-1) for part in raw.split(list(self.sizes), -1)], -1)
+
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
+        others = raw_q.split(list(self.sizes), -1)
+        return torch.stack([d.kl(part, others[i]) for i, d, part in self._each(raw_p)]).sum(0)
+
+
+# ---- Gaussian ------------------------------------------------------------------------------------------------------
+def normal_logp(z: Tensor, log_std: Tensor) -> Tensor:
+    """log N(mean + std z; mean, std) summed over the last axis; z and `log_std` [..., A]."""
+    return -(0.5 * z.square() + log_std + HALF_LOG_2PI).sum(-1)
+
+
+def normal_kl(mean_p: Tensor, log_std_p: Tensor, mean_q: Tensor, log_std_q: Tensor) -> Tensor:
+    """KL of diagonal Gaussians, summed over the last axis."""
+    spread = (2 * (log_std_p - log_std_q)).exp() + ((mean_p - mean_q) * (-log_std_q).exp()).square()
+    return (log_std_q - log_std_p + 0.5 * (spread - 1)).sum(-1)
+
+
+def log_tanh_slope(u: Tensor) -> Tensor:
+    """log d tanh(u)/du = log(1 - tanh(u)^2), without cancellation at large |u|, summed over the last axis."""
+    return (2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """Diagonal Gaussian on all of R^A; raw = [mean, log_std] [N, 2A], action [N, A]."""
+
+    size: int
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.size
+
+    @property
+    def free(self) -> int:
+        return self.size
+
+    @property
+    def noise(self) -> int:
+        return self.size
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def discrete(self) -> bool:
+        return False
+
+    def initial(self, log_std: float) -> Tensor:
+        return torch.cat([torch.zeros(self.size), torch.full((self.size,), log_std)])
+
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = raw.chunk(2, -1)
+        return mean + log_std.exp() * noise
+
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor:
+        mean, log_std = raw.chunk(2, -1)
+        return normal_logp((action - mean) * (-log_std).exp(), log_std)
+
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = raw.chunk(2, -1)
+        return mean + log_std.exp() * noise, normal_logp(noise, log_std)
+
+    def entropy(self, raw: Tensor) -> Tensor:
+        return (raw[..., self.size :] + (0.5 + HALF_LOG_2PI)).sum(-1)
+
+    def mode(self, raw: Tensor) -> Tensor:
+        return raw[..., : self.size]
+
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
+        return normal_kl(*raw_p.chunk(2, -1), *raw_q.chunk(2, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class SquashedGaussian:
+    """tanh of a diagonal Gaussian, on (-1, 1)^A; raw = [mean, log_std] [N, 2A], the log-std clamped to its bounds.
+
+    `logp` of an action inverts the tanh and is inexact within 1e-6 of the bounds; `sample_with_logp` is exact everywhere.
+    The mode is tanh(mean). KL is that of the Gaussians: tanh is a bijection.
+    """
+
+    size: int
+    log_std_low: float = -20.0
+    log_std_high: float = 2.0
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.size
+
+    @property
+    def free(self) -> int:
+        return self.size
+
+    @property
+    def noise(self) -> int:
+        return self.size
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def discrete(self) -> bool:
+        return False
+
+    def initial(self, log_std: float) -> Tensor:
+        return Gaussian(self.size).initial(log_std)
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = raw.chunk(2, -1)
+        return mean, log_std.clamp(self.log_std_low, self.log_std_high)
+
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = self._split(raw)
+        return torch.tanh(mean + log_std.exp() * noise)
+
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor:
+        mean, log_std = self._split(raw)
+        u = action.clamp(-1 + EDGE, 1 - EDGE).atanh()
+        return normal_logp((u - mean) * (-log_std).exp(), log_std) - log_tanh_slope(u)
+
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self._split(raw)
+        u = mean + log_std.exp() * noise
+        return torch.tanh(u), normal_logp(noise, log_std) - log_tanh_slope(u)
+
+    def entropy(self, raw: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "the entropy of a squashed Gaussian has no closed form: use minus the log-density of a sample, "
+            "sample_with_logp(raw, noise)[1]"
+        )
+
+    def mode(self, raw: Tensor) -> Tensor:
+        return torch.tanh(raw[..., : self.size])
+
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
+        return normal_kl(*self._split(raw_p), *self._split(raw_q))
+
+
+# ---- a point -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Deterministic:
+    """The action tanh(raw) [N, A]; `sample` adds `exploration` x noise and clips to [-1, 1] (DDPG, TD3).
+
+    It has no density: `logp`, `entropy` and `kl` raise, `sample_with_logp` gives NaN, the mark of an unknown log-prob.
+    """
+
+    size: int
+    exploration: float = 0.1
+
+    @property
+    def parameters(self) -> int:
+        return self.size
+
+    @property
+    def free(self) -> int:
+        return 0
+
+    @property
+    def noise(self) -> int:
+        return self.size
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def discrete(self) -> bool:
+        return False
+
+    def initial(self, log_std: float) -> Tensor:
+        return torch.zeros(self.size)
+
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        return (torch.tanh(raw) + self.exploration * noise).clamp(-1, 1)
+
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor:
+        raise NotImplementedError(_NO_DENSITY)
+
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sample(raw, noise), raw.new_full(raw.shape[:-1], float("nan"))
+
+    def entropy(self, raw: Tensor) -> Tensor:
+        raise NotImplementedError(_NO_DENSITY)
+
+    def mode(self, raw: Tensor) -> Tensor:
+        return torch.tanh(raw)
+
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
+        raise NotImplementedError(_NO_DENSITY)
+
+
+_NO_DENSITY = (
+    "a deterministic policy has no density: train it through a critic (Pathwise) or by the distance of its action "
+    "to the data's, or choose SquashedGaussian"
+)

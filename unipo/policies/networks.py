@@ -1,0 +1,147 @@
+"""Networks of control policies and critics: a perceptron, a stack of perceptrons, an input normaliser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh_,  # in place: the linear map before needs only its inputs for its gradient
+    "relu": torch.relu_,
+    "gelu": nnf.gelu,
+}
+
+
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    """The function called `name`; ValueError lists those that exist."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class MLP(nn.Module):
+    """`inputs` -> hidden layers -> `outputs`, [N, inputs] -> [N, outputs].
+
+    `orthogonal`: weights orthogonal with gain sqrt 2 (the last layer `output_gain`), biases 0, as PPO has them;
+    otherwise torch's initial values, the last layer times `output_gain`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        activation: str = "tanh",
+        output_gain: float = 1.0,
+        orthogonal: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = (inputs, *hidden, outputs)
+        self.activation = activation_named(activation)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.LayerNorm(b) for b in hidden) if layer_norm else None
+        gains = [math.sqrt(2)] * len(hidden) + [output_gain]
+        for layer, gain in zip(self.layers, gains, strict=True):
+            if orthogonal:
+                nn.init.orthogonal_(layer.weight, gain)
+                nn.init.zeros_(layer.bias)
+        if not orthogonal and output_gain != 1.0:
+            with torch.no_grad():
+                self.layers[-1].weight.mul_(output_gain)
+                self.layers[-1].bias.mul_(output_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers[:-1]):
+            x = nnf.linear(x, layer.weight, layer.bias)
+            x = self.activation(x if self.norms is None else self.norms[i](x))
+        return self.layers[-1](x)
+
+
+class StackedMLP(nn.Module):
+    """`members` perceptrons of one shape, computed together: [N, inputs] -> [N, members, outputs].
+
+    One batched product per layer instead of one per layer and member. `forward(x, frozen=True)` uses detached weights: the
+    gradient flows to `x` only. Initial values are torch's for linear layers, each member its own.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.members = members
+        self.activation = activation_named(activation)
+        sizes = tuple(pairwise((inputs, *hidden, outputs)))
+        self.weights = nn.ParameterList(_uniform((members, a, b), a) for a, b in sizes)
+        self.biases = nn.ParameterList(_uniform((members, 1, b), a) for a, b in sizes)
+        norms = hidden if layer_norm else ()
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(members, 1, b)) for b in norms)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, b)) for b in norms)
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        def of(parameters: nn.ParameterList) -> list[Tensor]:
+            return [p.detach() for p in parameters] if frozen else list(parameters)
+
+        weights, biases, scales, shifts = of(self.weights), of(self.biases), of(self.scales), of(self.shifts)
+        h = x.expand(self.members, *x.shape)
+        for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
+            h = torch.baddbmm(bias, h, weight)
+            if scales:
+                h = torch.addcmul(shifts[i], nnf.layer_norm(h, h.shape[-1:]), scales[i])
+            h = self.activation(h)
+        return torch.baddbmm(biases[-1], h, weights[-1]).transpose(0, 1)
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+class Normaliser(nn.Module):
+    """clip((x - mean) / sqrt(var + 1e-8), +-clip) with running statistics over all rows that `update` was given.
+
+    The identity before the first update. The statistics are buffers: saved with the module, never trained.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, clip: float = 10.0) -> None:
+        super().__init__()
+        self.size, self.clip = size, clip
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.count:
+            return x
+        return ((x - self.mean) * (self.var + 1e-8).rsqrt()).clamp_(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Merge the rows of `x` [n, size] (Chan et al. 1979, parallel variance). ValueError where a row is not finite."""
+        if not len(x):
+            return
+        rows = x.double()
+        if not bool(rows.isfinite().all()):
+            raise ValueError("cannot normalise by observations with NaN or infinite entries: find where they come from")
+        total = self.count + len(rows)
+        share = len(rows) / total.double()
+        delta = rows.mean(0) - self.mean
+        within = (1 - share) * self.var + share * rows.var(0, correction=0)
+        self.var.copy_(within + share * (1 - share) * delta.square())
+        self.mean.add_((share * delta).to(self.mean.dtype))
+        self.count.copy_(total)
