@@ -1,6 +1,26 @@
 """Algorithms on decision processes small enough to enumerate: what theory claims, checked by numbers."""
 
+from unipo.tabular.action_grouping import Grouping as Grouping
+from unipo.tabular.action_grouping import Similarity as Similarity
+from unipo.tabular.action_grouping import choose_groups as choose_groups
+from unipo.tabular.action_grouping import clustered_mdp as clustered_mdp
+from unipo.tabular.action_grouping import estimation_error as estimation_error
+from unipo.tabular.action_grouping import grouped_policy as grouped_policy
+from unipo.tabular.action_grouping import lifted as lifted
+from unipo.tabular.action_grouping import performance_loss as performance_loss
+from unipo.tabular.action_grouping import sampled_lifted as sampled_lifted
+from unipo.tabular.demonstration_regularised import Band as Band
+from unipo.tabular.demonstration_regularised import Demonstrated as Demonstrated
+from unipo.tabular.demonstration_regularised import Exploration as Exploration
+from unipo.tabular.demonstration_regularised import Planner as Planner
+from unipo.tabular.demonstration_regularised import Undemonstrated as Undemonstrated
+from unipo.tabular.demonstration_regularised import behaviour_clone as behaviour_clone
+from unipo.tabular.demonstration_regularised import explore as explore
+from unipo.tabular.demonstration_regularised import squared_error_bound as squared_error_bound
+from unipo.tabular.demonstration_regularised import temperature_for as temperature_for
+from unipo.tabular.demonstration_regularised import trajectory_kl as trajectory_kl
 from unipo.tabular.mdp import KL as KL
+from unipo.tabular.mdp import Counts as Counts
 from unipo.tabular.mdp import EpisodicMDP as EpisodicMDP
 from unipo.tabular.mdp import FiniteMDP as FiniteMDP
 from unipo.tabular.mdp import Free as Free
@@ -10,3 +30,10 @@ from unipo.tabular.mdp import Values as Values
 from unipo.tabular.mdp import deep_sea as deep_sea
 from unipo.tabular.mdp import random_episodic_mdp as random_episodic_mdp
 from unipo.tabular.mdp import random_mdp as random_mdp
+from unipo.tabular.nora import NoraRun as NoraRun
+from unipo.tabular.nora import Optimism as Optimism
+from unipo.tabular.nora import Switching as Switching
+from unipo.tabular.nora import bellman_loss as bellman_loss
+from unipo.tabular.nora import excess_loss as excess_loss
+from unipo.tabular.nora import optimistic_actor_critic as optimistic_actor_critic
+from unipo.tabular.nora import optimistic_critic as optimistic_critic

@@ -226,22 +226,55 @@ class EpisodicMDP:
 
     def sample(self, policy: Tensor, episodes: int, generator: np.random.Generator) -> Trajectories:
         """`episodes` runs of `policy`; the reward of a step is its mean."""
-        state = _draw(self.initial.expand(episodes, -1), generator)
+        acts, moves = policy.cumsum(-1), self.transition.cumsum(-1)
+        state = _draw(self.initial.cumsum(0).expand(episodes, -1), generator)
         steps: list[tuple[Tensor, ...]] = []
         for step in range(self.horizon):
-            action = _draw(policy[step][state], generator)
-            following = _draw(self.transition[step][state, action], generator)
+            action = _draw(acts[step][state], generator)
+            following = _draw(moves[step][state, action], generator)
             steps.append((state, action, self.reward[step][state, action], following))
             state = following
         names = ("state", "action", "reward", "next_state")
         return Trajectories(**{n: torch.stack(c, 1) for n, c in zip(names, zip(*steps, strict=True), strict=True)})
 
 
-def _draw(probability: Tensor, generator: np.random.Generator) -> Tensor:
-    """One index per row of [E, n], by inverting the cumulative distribution."""
-    edges = probability.cumsum(1)
-    u = torch.from_numpy(generator.random(len(probability)))
-    return torch.searchsorted(edges, u[:, None] * edges[:, -1:], right=True)[:, 0].clamp(max=probability.shape[1] - 1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What was seen of an `EpisodicMDP`: `moves` [H, S, A, S] how often, `reward` [H, S, A] the sum of what was paid."""
+
+    moves: Tensor
+    reward: Tensor
+
+    @classmethod
+    def none(cls, mdp: EpisodicMDP) -> Counts:
+        """Nothing seen yet."""
+        return cls(moves=torch.zeros_like(mdp.transition), reward=torch.zeros_like(mdp.reward))
+
+    @property
+    def visits(self) -> Tensor:
+        """[H, S, A]"""
+        return self.moves.sum(-1)
+
+    def add(self, data: Trajectories) -> Counts:
+        """These and the steps of `data`."""
+        where = (torch.arange(data.state.shape[1]).expand_as(data.state), data.state, data.action)
+        seen = torch.ones_like(data.reward)
+        return Counts(
+            moves=self.moves.index_put((*where, data.next_state), seen, accumulate=True),
+            reward=self.reward.index_put(where, data.reward, accumulate=True),
+        )
+
+    def model(self, initial: Tensor) -> EpisodicMDP:
+        """Observed frequencies and mean rewards. An action never tried pays 0 and leads anywhere alike."""
+        n = self.visits
+        transition = torch.where(n[..., None] > 0, self.moves / n.clamp(min=1)[..., None], 1 / self.moves.shape[-1])
+        return EpisodicMDP(transition=transition, reward=self.reward / n.clamp(min=1), initial=initial)
+
+
+def _draw(edges: Tensor, generator: np.random.Generator) -> Tensor:
+    """One index per row of cumulative probabilities [E, n], by inverting them."""
+    u, edges = torch.from_numpy(generator.random(len(edges))), edges.contiguous()
+    return torch.searchsorted(edges, u[:, None] * edges[:, -1:], right=True)[:, 0].clamp(max=edges.shape[1] - 1)
 
 
 def _identity(n: int) -> Tensor:
