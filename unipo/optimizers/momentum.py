@@ -158,7 +158,7 @@ class ImplicitGradientTransport:
 
     def deployed(self, parameters: Parameters, state: State) -> list[Tensor]:
         """theta_t: what to evaluate and to keep, in the shapes of the parameters."""
-        return unflat(state["theta"].clone(), parameters)
+        return [part.clone() for part in unflat(state["theta"], parameters)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
