@@ -24,7 +24,7 @@ Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(observation [n, d] float32, noise [n, k] standard normals) -> (action [n, ...], its log-prob [n])."""
 
 _BLOCK = 256
-_PER_FRAGMENT = ("next_observation", "terminated", "truncated", "env", "episode_number", "policy_version")
+_PER_FRAGMENT = ("next_observation", "terminated", "truncated", "episode_number")
 
 
 @dataclass
@@ -54,7 +54,8 @@ class Collector:
     # ---- acting ----------------------------------------------------------------------------------------------------
     def step(self, act: Act, version: int) -> dict[str, Array]:
         """One step of every environment: rows [n, ...] for `TransitionReplay.add_rows`."""
-        rows = self._step(act, version)
+        n = self.environments.num
+        rows = {**self._step(act), "env": np.arange(n), "policy_version": np.full(n, version)}
         if self.reward_scaler is not None:
             ended = (rows["terminated"] | rows["truncated"])[:, None]
             scaled = self.reward_scaler.merge_and_scale(rows["reward"][:, None], ended)[:, 0]
@@ -68,18 +69,18 @@ class Collector:
         truncated (everything else that ended it: bootstrap), of which `unfinished` goes on in the next batch;
         final_observation [E, d], the state after the last step; env, episode_number, policy_version, kind.
         """
-        n, first = self.environments.num, self._step(act, version)
+        n, first = self.environments.num, self._step(act)
         buffers = {k: np.empty((n, steps_per_env, *v.shape[1:]), v.dtype) for k, v in first.items()}
         for t in range(steps_per_env):
-            for name, value in (first if t == 0 else self._step(act, version)).items():
+            for name, value in (first if t == 0 else self._step(act)).items():
                 buffers[name][:, t] = value
         if self.reward_scaler is not None:
             buffers["raw_reward"] = buffers["reward"]
             ended = buffers["terminated"] | buffers["truncated"]
             buffers["reward"] = self.reward_scaler.merge_and_scale(buffers["reward"], ended)
-        return _fragments(buffers)
+        return _fragments(buffers, version)
 
-    def _step(self, act: Act, version: int) -> dict[str, Array]:
+    def _step(self, act: Act) -> dict[str, Array]:
         envs = self.environments
         before, numbers = envs.observation, envs.episode_number
         chosen, logp = act(torch.from_numpy(before), torch.from_numpy(self._draw()))
@@ -91,7 +92,7 @@ class Collector:
             "observation": before, "action": action, "reward": outcome.reward.astype(np.float32),
             "behavior_logp": logp.numpy(), **outcome.extras,
             "next_observation": outcome.observation, "terminated": outcome.terminated, "truncated": outcome.truncated,
-            "env": np.arange(envs.num), "episode_number": numbers, "policy_version": np.full(envs.num, version),
+            "episode_number": numbers,
         }  # fmt: skip
 
     def random_act(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,7 @@ class Collector:
     def _count(self, reward: Array, ended: Array) -> None:
         self._returns += reward
         self._lengths += 1
-        if ended.any():
+        if np.count_nonzero(ended):
             self._finished += zip(self._returns[ended].tolist(), self._lengths[ended].tolist(), strict=True)
             self._returns[ended] = 0
             self._lengths[ended] = 0
@@ -149,7 +150,7 @@ class Collector:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
 
 
-def _fragments(buffers: Mapping[str, Array]) -> Episodes:
+def _fragments(buffers: Mapping[str, Array], version: int) -> Episodes:
     """Buffers [n, T, ...] cut where an episode ended and at the end of the batch."""
     terminated, truncated = buffers["terminated"].reshape(-1), buffers["truncated"].reshape(-1)
     last = np.zeros_like(buffers["terminated"])
@@ -157,7 +158,9 @@ def _fragments(buffers: Mapping[str, Array]) -> Episodes:
     ends = np.flatnonzero(terminated | truncated | last.reshape(-1))
     flat = {name: torch.from_numpy(b.reshape(-1, *b.shape[2:])) for name, b in buffers.items()}
     index, one = torch.from_numpy(ends), torch.arange(len(ends) + 1)
-    episode = {name: flat[name][index] for name in ("env", "episode_number", "policy_version", "terminated")}
+    episode = {name: flat[name][index] for name in ("episode_number", "terminated")}
+    episode["env"] = index // buffers["reward"].shape[1]
+    episode["policy_version"] = torch.full_like(index, version)
     episode["truncated"] = ~episode["terminated"]
     episode["unfinished"] = ~(flat["terminated"] | flat["truncated"])[index]
     episode["final_observation"] = flat["next_observation"][index]

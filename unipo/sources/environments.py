@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import gymnasium as gym
@@ -23,6 +24,7 @@ from unipo.sources.environment_errors import EnvironmentFailure, TaskEnvironment
 from unipo.sources.keyed import keyed_generator
 
 Array = NDArray[Any]
+_INTEGER: np.dtype[Any] = np.dtype(np.int64)
 
 
 # ---- spaces --------------------------------------------------------------------------------------------------------
@@ -55,29 +57,30 @@ def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
     return [leaf for part in inner for leaf in _leaves(part)]
 
 
-@dataclass(frozen=True, slots=True)
+def _nothing() -> Array:
+    return np.zeros(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ActionSpec:
     """What a policy has to give: `kind` is categorical, multi_categorical or box.
 
     `size`: choices of a categorical action, else the length of the action vector. `sizes`: choices per component.
-    `low`, `high` [size]: limits of the box; components with two finite limits are mapped from [-1, 1].
+    `low`, `high` [size]: limits of the box; components with two finite limits are mapped from [-1, 1] by
+    centre + half * action, the others are taken as they are. `bounded`: every component has two finite limits.
     """
 
     kind: str
     size: int
     sizes: tuple[int, ...] = ()
-    low: Array | None = None
-    high: Array | None = None
+    low: Array = field(default_factory=_nothing)
+    high: Array = field(default_factory=_nothing)
+    centre: Array = field(default_factory=_nothing)
+    half: Array = field(default_factory=_nothing)
+    bounded: bool = True
     start: Array | int = 0
     shape: tuple[int, ...] = ()
-    dtype: np.dtype[Any] = np.dtype(np.int64)
-
-    @property
-    def bounded(self) -> bool:
-        """Every component has two finite limits (or a finite number of choices)."""
-        if self.low is None or self.high is None:
-            return True
-        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+    dtype: np.dtype[Any] = _INTEGER
 
     @classmethod
     def of(cls, space: spaces.Space[Any]) -> ActionSpec:
@@ -85,43 +88,47 @@ class ActionSpec:
         if isinstance(space, spaces.Discrete):
             return cls("categorical", int(space.n), (int(space.n),), start=int(space.start))
         if isinstance(space, spaces.MultiDiscrete):
-            sizes, start = space.nvec.reshape(-1), space.start.reshape(-1)
-            return cls(
-                "multi_categorical",
-                len(sizes),
-                tuple(map(int, sizes)),
-                start=start,
-                shape=space.shape,
-                dtype=space.dtype,
-            )
+            sizes, start = tuple(int(n) for n in space.nvec.flat), space.start.reshape(-1)
+            return cls("multi_categorical", len(sizes), sizes, start=start, shape=space.shape, dtype=space.dtype)
         if isinstance(space, spaces.MultiBinary):
             size = int(np.prod(space.shape))
             return cls("multi_categorical", size, (2,) * size, shape=space.shape, dtype=space.dtype)
         if isinstance(space, spaces.Box):
-            low, high = (x.reshape(-1).astype(np.float32) for x in (space.low, space.high))
-            if not (low <= high).all():
-                raise TaskEnvironmentError(f"action space {space} has limits {low} and {high}: expected low <= high")
-            return cls("box", low.size, (), low, high, shape=space.shape, dtype=space.dtype)
+            return cls._of_box(space)
         raise TaskEnvironmentError(
             f"action space {space} is not supported: expected Box, Discrete, MultiDiscrete or MultiBinary; wrap the environment"
         )
 
+    @classmethod
+    def _of_box(cls, space: spaces.Box) -> ActionSpec:
+        low, high = (x.reshape(-1).astype(np.float32) for x in (space.low, space.high))
+        if not (low <= high).all():
+            raise TaskEnvironmentError(f"action space {space} has limits {low} and {high}: expected low <= high")
+        limited = np.isfinite(low) & np.isfinite(high)
+        centre, half = np.zeros_like(low), np.ones_like(low)
+        centre[limited], half[limited] = (low[limited] + high[limited]) / 2, (high[limited] - low[limited]) / 2
+        return cls(
+            "box", low.size, (), low, high, centre, half, bool(limited.all()), shape=space.shape, dtype=space.dtype
+        )
+
     def native(self, action: Array) -> Array:
         """[n, ...] actions of a policy to [n, *shape] actions of the environment. Raises ValueError where they are no actions."""
-        if self.low is None or self.high is None:
-            if (action < 0).any() or (action >= np.asarray(self.sizes)).any():
+        if self.kind == "box":
+            native = np.minimum(np.maximum(self.centre + self.half * action, self.low), self.high)
+            if not _finite(native):
+                raise ValueError(f"the policy gave a NaN action: {action.tolist()}; its parameters have diverged")
+            native = native.round() if self.dtype.kind in "iu" else native
+        else:
+            if np.count_nonzero((action < 0) | (action >= self.sizes)):
                 raise ValueError(f"the policy chose {action.tolist()}: expected integers from 0 to below {self.sizes}")
-            return (action + self.start).astype(self.dtype, copy=False).reshape(len(action), *self.shape)
-        if not np.isfinite(action).all():
-            raise ValueError(
-                f"the policy gave a NaN or infinite action: {action.tolist()}; its parameters have diverged"
-            )
-        limited = np.isfinite(self.low) & np.isfinite(self.high)
-        half = np.where(limited, (self.high - self.low) / 2, np.float32(1))
-        centre = np.where(limited, (self.high + self.low) / 2, np.float32(0))
-        native = np.clip(centre + half * action, self.low, self.high)
-        native = native if np.issubdtype(self.dtype, np.floating) else native.round()
+            native = action + self.start
         return native.astype(self.dtype, copy=False).reshape(len(action), *self.shape)
+
+
+def _finite(x: Array) -> bool:
+    """No NaN and no infinity: they survive a sum of squares, which is quick; where that overflows, look at each."""
+    flat = x.ravel()
+    return isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
 # ---- one environment -----------------------------------------------------------------------------------------------
@@ -173,8 +180,8 @@ class Flattened(gym.Wrapper[Array, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-            kept = {name: info[name] for name in self.info_columns}
             vector = self._vector(observation)
+            kept = {name: info[name] for name in self.info_columns}
         except Exception as error:
             problem = f"raised {type(error).__name__}: {error}"
             raise failure(problem, self.index, self.episode, self.steps, action) from error
@@ -232,28 +239,27 @@ class Environments:
         self._check(outcome, native)
         self.observation = outcome.observation
         ended = outcome.terminated | outcome.truncated
-        if ended.any():
+        if np.count_nonzero(ended):
             self.episode_number = self.episode_number + ended
             self._reset(ended)
         return outcome
 
     def _reset(self, which: Array) -> None:
         seeds = [self._reset_seed(i) if which[i] else 0 for i in range(self.num)]
-        self.observation = np.where(
-            which[:, None], self._stepper.reset(which, seeds, self.episode_number), self.observation
-        )
-        for i in np.flatnonzero(which):
+        begun = self._stepper.reset(which, seeds, self.episode_number)
+        self.observation = np.where(which[:, None], begun, self.observation)
+        for i in np.flatnonzero(which).tolist():
             self._actions[i] = []
-            if not np.isfinite(self.observation[i]).all():
-                raise failure("returned a NaN or infinite observation", int(i), int(self.episode_number[i]), 0)
+            if not _finite(begun[i]):
+                raise failure("returned a NaN or infinite observation", i, int(self.episode_number[i]), 0)
 
     def _reset_seed(self, env: int) -> int:
         return int(keyed_generator(self.seed, "environment", env, int(self.episode_number[env])).integers(2**31))
 
     def _check(self, outcome: Outcome, native: Array) -> None:
-        if np.isfinite(outcome.observation).all() and np.isfinite(outcome.reward).all():
+        if _finite(outcome.observation) and _finite(outcome.reward):
             return
-        bad = ~np.isfinite(outcome.observation).all(1)
+        bad = (~np.isfinite(outcome.observation)).sum(axis=1) > 0
         env = int(np.flatnonzero(bad | ~np.isfinite(outcome.reward))[0])
         what = "observation" if bad[env] else "reward"
         steps = len(self._actions[env]) - 1
@@ -311,15 +317,15 @@ class _Together:
         observation, reward = np.empty((n, self.size), dtype=np.float32), np.empty(n)
         terminated, truncated = np.empty(n, dtype=bool), np.empty(n, dtype=bool)
         kept = []
-        for i, (env, action) in enumerate(zip(self.envs, native, strict=True)):
-            observation[i], reward[i], terminated[i], truncated[i], extras = env.step(action)
+        for i, env in enumerate(self.envs):
+            observation[i], reward[i], terminated[i], truncated[i], extras = env.step(native[i])
             kept.append(extras)
-        return Outcome(observation, reward, terminated, truncated,
-                       {name: np.stack([np.asarray(k[name]) for k in kept]) for name in kept[0]})  # fmt: skip
+        extras = {name: np.stack([np.asarray(k[name]) for k in kept]) for name in kept[0]}
+        return Outcome(observation, reward, terminated, truncated, extras)
 
     def reset(self, which: Array, seeds: Sequence[int], episodes: Array) -> Array:
         observation = np.zeros((len(self.envs), self.size), dtype=np.float32)
-        for i in np.flatnonzero(which):
+        for i in np.flatnonzero(which).tolist():
             observation[i] = self.envs[i].reset(seed=seeds[i], options={"episode": int(episodes[i])})[0]
         return observation
 
@@ -337,7 +343,7 @@ class _Processes:
     def __init__(self, makers: Sequence[_Maker]) -> None:
         self.envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
         self.action_space = self.envs.single_action_space
-        self.size = int(self.envs.single_observation_space.shape[0])  # type: ignore[index]
+        self.size = ObservationSpec.of(self.envs.single_observation_space).size
 
     def step(self, native: Array) -> Outcome:
         observation, reward, terminated, truncated, info = self._guarded(self.envs.step, native)
