@@ -1,8 +1,33 @@
 """Critics: V and Q in their forms, and the players that join a critic with a policy."""
 
-from unipo.critics.action_value import QEnsemble, polyak
-from unipo.critics.backups import SoftBackup
+from unipo.critics.action_value import DiscreteQ, GaussianQ, QEnsemble, QuantileQ, polyak
+from unipo.critics.backups import (
+    ComponentBackup,
+    DeterministicBackup,
+    ExpectedBackup,
+    GaussianBackup,
+    GreedyBackup,
+    QuantileBackup,
+    SmoothedBackup,
+    SoftBackup,
+)
 from unipo.critics.pathwise import Pathwise
 from unipo.critics.value import ValueCritic
 
-__all__ = ["Pathwise", "QEnsemble", "SoftBackup", "ValueCritic", "polyak"]
+__all__ = [
+    "ComponentBackup",
+    "DeterministicBackup",
+    "DiscreteQ",
+    "ExpectedBackup",
+    "GaussianBackup",
+    "GaussianQ",
+    "GreedyBackup",
+    "Pathwise",
+    "QEnsemble",
+    "QuantileBackup",
+    "QuantileQ",
+    "SmoothedBackup",
+    "SoftBackup",
+    "ValueCritic",
+    "polyak",
+]

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from unipo.critics.action_value import refuse_unknown
 from unipo.episodes import Episodes
 from unipo.policies.control import ControlPolicy
-from unipo.policies.distributions import Categorical, Deterministic
+from unipo.policies.distributions import (
+    Beta,
+    Categorical,
+    Deterministic,
+    Gaussian,
+    GaussianMixture,
+    SquashedGaussian,
+)
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "min": lambda q: q.amin(1),
@@ -46,11 +53,24 @@ def _enumerated(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Epis
     return {"pathwise_q": (logp.exp() * q).sum(-1), "pathwise_logp": (logp.exp() * logp).sum(-1)}
 
 
+def _by_component(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
+    mixture: Any = join.policy.distribution
+    action_NKA, logp_NK = mixture.components(raw, episodes["noise"])
+    rows = observation.repeat_interleave(mixture.experts, 0)
+    q = join.reduce(join.critic.q(rows, action_NKA.flatten(0, 1), frozen=True))
+    return {"pathwise_q": q.unflatten(0, logp_NK.shape), "pathwise_logp": logp_NK,
+            "pathwise_action": action_NKA, "router": mixture.weights(raw)}  # fmt: skip
+
+
+_ALL = frozenset({"pathwise_q", "pathwise_logp", "pathwise_action"})
 _ESTIMATES: Mapping[type, tuple[Estimate, frozenset[str]]] = {
-    Categorical: (_enumerated, frozenset({"pathwise_q", "pathwise_logp"})),
-    Deterministic: (_at_mode, frozenset({"pathwise_q", "pathwise_action"})),
+    Categorical: (_enumerated, _ALL - {"pathwise_action"}),
+    Deterministic: (_at_mode, _ALL - {"pathwise_logp"}),
+    GaussianMixture: (_by_component, _ALL | {"router"}),
+    Gaussian: (_sampled, _ALL),
+    SquashedGaussian: (_sampled, _ALL),
+    Beta: (_sampled, _ALL),
 }
-_SAMPLED: tuple[Estimate, frozenset[str]] = (_sampled, frozenset({"pathwise_q", "pathwise_logp", "pathwise_action"}))
 
 
 class Pathwise:
@@ -59,14 +79,20 @@ class Pathwise:
     Signals: `pathwise_q` [N] = reduce_j Q_j(s, a), `pathwise_logp` [N] = log pi(a|s), `pathwise_action` [N, A], at
     a = sample(raw(s), column `noise`). Categorical policies: the exact expectations sum_a pi Q and sum_a pi log pi, no
     noise needed. Deterministic policies: at the mode, no log-prob.
+    Mixtures: each component's own sample, all [N, K] (actions [N, K, A]), `pathwise_logp` under that component, and `router`,
+    the weights w [N, K] (PMOE, arXiv:2104.09122).
     It has no parameters of its own: the policy trains as a player itself. `reduce`: min | first | mean over critics.
     """
 
     def __init__(self, policy: ControlPolicy, critic: Any, reduce: str = "min") -> None:
         if reduce not in REDUCTIONS:
             raise ValueError(f"unknown reduction {reduce!r}: expected one of {', '.join(REDUCTIONS)}")
+        kind = type(policy.distribution)
+        if kind not in _ESTIMATES:
+            known = ", ".join(k.__name__ for k in _ESTIMATES)
+            raise ValueError(f"no pathwise gradient through {kind.__name__} actions: expected one of {known}")
         self.policy, self.critic, self.reduce = policy, critic, REDUCTIONS[reduce]
-        self._estimate, self.emits = _ESTIMATES.get(type(policy.distribution), _SAMPLED)
+        self._estimate, self.emits = _ESTIMATES[kind]
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """The signals `names`, from one pass; KeyError names any other, and the column that is missing."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from unipo.critics.action_value import refuse_unknown
 from unipo.episodes import Episodes
 from unipo.policies.control import next_index
 from unipo.policies.networks import MLP, Normaliser
@@ -41,9 +42,7 @@ class ValueCritic(nn.Module):
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """`value`, `next_value`; KeyError names any other. Both come of one pass over the N + E states."""
-        unknown = set(names) - self.emits
-        if unknown:
-            raise KeyError(f"no signal {sorted(unknown)}: this critic emits {', '.join(sorted(self.emits))}")
+        refuse_unknown(names, self.emits)
         observation = episodes["observation"]
         if "next_value" not in names:
             return {"value": self.value(observation)}

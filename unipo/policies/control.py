@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unipo.episodes import Episodes
-from unipo.policies import distributions
-from unipo.policies.distributions import Distribution
+from unipo.policies.distributions import KINDS, Distribution
 from unipo.policies.networks import MLP, Normaliser
 
 ANCHORS = ("old", "reference")
@@ -78,7 +77,7 @@ class ControlPolicy(nn.Module):
         gain = 0.01 if orthogonal else 1.0
         self.network = MLP(observation_size, hidden, outputs, activation, gain, orthogonal)
         with torch.no_grad():
-            self.network.layers[-1].bias.add_(initial[:outputs])
+            self.network.head.bias.add_(initial[:outputs])
         self.log_std = nn.Parameter(initial[outputs:].clone()) if free else None
 
     def raw(self, observation: Tensor) -> Tensor:
@@ -142,8 +141,12 @@ def load_control_policy(folder: str | Path) -> ControlPolicy:
     config = json.loads((folder / "config.json").read_text())
     described, clip = config.pop("distribution"), config.pop("normaliser_clip")
     kind = described.pop("name")
-    made = getattr(distributions, kind)(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
+    if kind not in KINDS:
+        raise ValueError(
+            f"{folder / 'config.json'} names the distribution {kind!r}: expected one of {', '.join(KINDS)}"
+        )
+    distribution = KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
     normaliser = None if clip is None else Normaliser(config["observation_size"], clip)
-    policy = ControlPolicy(**config, distribution=made, normaliser=normaliser)
+    policy = ControlPolicy(**config, distribution=distribution, normaliser=normaliser)
     policy.load_state_dict(load_file(folder / "model.safetensors"))
     return policy

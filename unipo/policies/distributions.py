@@ -13,17 +13,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
 
-import numpy as np
 import torch
-from scipy.special import betainc, betaincinv
 from torch import Tensor
 from torch.nn.functional import softplus
 
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-EDGE = 1e-6
-"""Bounded actions are kept this far from their bounds where a density is evaluated: at the bounds it is 0 or infinite."""
+from unipo.policies.densities import (
+    EDGE,
+    HALF_LOG_2PI,
+    beta_entropy,
+    beta_kl,
+    beta_logp,
+    beta_quantile,
+    inverse_cdf,
+    normal_kl,
+    normal_logp,
+    squashed_logp,
+)
+from unipo.policies.mixture import GaussianMixture
+
+__all__ = [
+    "KINDS",
+    "Beta",
+    "Categorical",
+    "Deterministic",
+    "Distribution",
+    "Gaussian",
+    "GaussianMixture",
+    "MultiCategorical",
+    "SquashedGaussian",
+]
 
 
 class Distribution(Protocol):
@@ -55,37 +75,19 @@ class Distribution(Protocol):
 
 
 # ---- discrete ------------------------------------------------------------------------------------------------------
-def inverse_cdf(probability: Tensor, noise: Tensor) -> Tensor:
-    """[N] int64: the category a with F(a - 1) < Phi(noise) <= F(a), from `probability` [N, n] and `noise` [N]."""
-    cdf = probability.detach().cumsum(-1)[..., :-1]
-    return (torch.special.ndtr(noise)[..., None] > cdf).sum(-1)
-
-
 @dataclass(frozen=True, slots=True)
 class Categorical:
     """One of `n` actions; raw = logits [N, n], action [N] int64."""
 
     n: int
+    free: ClassVar[int] = 0
+    noise: ClassVar[int] = 1
+    action_shape: ClassVar[tuple[int, ...]] = ()
+    discrete: ClassVar[bool] = True
 
     @property
     def parameters(self) -> int:
         return self.n
-
-    @property
-    def free(self) -> int:
-        return 0
-
-    @property
-    def noise(self) -> int:
-        return 1
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def discrete(self) -> bool:
-        return True
 
     def initial(self, log_std: float) -> Tensor:
         return torch.zeros(self.n)
@@ -118,14 +120,12 @@ class MultiCategorical:
     """Independent categories; raw = logits [N, sum sizes], action [N, len(sizes)] int64."""
 
     sizes: tuple[int, ...]
+    free: ClassVar[int] = 0
+    discrete: ClassVar[bool] = True
 
     @property
     def parameters(self) -> int:
         return sum(self.sizes)
-
-    @property
-    def free(self) -> int:
-        return 0
 
     @property
     def noise(self) -> int:
@@ -134,10 +134,6 @@ class MultiCategorical:
     @property
     def action_shape(self) -> tuple[int, ...]:
         return (len(self.sizes),)
-
-    @property
-    def discrete(self) -> bool:
-        return True
 
     def initial(self, log_std: float) -> Tensor:
         return torch.zeros(self.parameters)
@@ -169,27 +165,12 @@ class MultiCategorical:
 
 
 # ---- Gaussian ------------------------------------------------------------------------------------------------------
-def normal_logp(z: Tensor, log_std: Tensor) -> Tensor:
-    """log N(mean + std z; mean, std) summed over the last axis; z and `log_std` [..., A]."""
-    return -(0.5 * z.square() + log_std + HALF_LOG_2PI).sum(-1)
-
-
-def normal_kl(mean_p: Tensor, log_std_p: Tensor, mean_q: Tensor, log_std_q: Tensor) -> Tensor:
-    """KL of diagonal Gaussians, summed over the last axis."""
-    spread = (2 * (log_std_p - log_std_q)).exp() + ((mean_p - mean_q) * (-log_std_q).exp()).square()
-    return (log_std_q - log_std_p + 0.5 * (spread - 1)).sum(-1)
-
-
-def log_tanh_slope(u: Tensor) -> Tensor:
-    """log d tanh(u)/du = log(1 - tanh(u)^2), without cancellation at large |u|, summed over the last axis."""
-    return (2 * (math.log(2) - u - softplus(-2 * u))).sum(-1)
-
-
 @dataclass(frozen=True, slots=True)
 class Gaussian:
     """Diagonal Gaussian on all of R^A; raw = [mean, log_std] [N, 2A], action [N, A]."""
 
     size: int
+    discrete: ClassVar[bool] = False
 
     @property
     def parameters(self) -> int:
@@ -207,16 +188,12 @@ class Gaussian:
     def action_shape(self) -> tuple[int, ...]:
         return (self.size,)
 
-    @property
-    def discrete(self) -> bool:
-        return False
-
     def initial(self, log_std: float) -> Tensor:
         return torch.cat([torch.zeros(self.size), torch.full((self.size,), log_std)])
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = raw.chunk(2, -1)
-        return mean + log_std.exp() * noise
+        return torch.addcmul(mean, log_std.exp(), noise)
 
     def logp(self, raw: Tensor, action: Tensor) -> Tensor:
         mean, log_std = raw.chunk(2, -1)
@@ -224,7 +201,7 @@ class Gaussian:
 
     def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = raw.chunk(2, -1)
-        return mean + log_std.exp() * noise, normal_logp(noise, log_std)
+        return torch.addcmul(mean, log_std.exp(), noise), normal_logp(noise, log_std)
 
     def entropy(self, raw: Tensor) -> Tensor:
         return (raw[..., self.size :] + (0.5 + HALF_LOG_2PI)).sum(-1)
@@ -247,6 +224,7 @@ class SquashedGaussian:
     size: int
     log_std_low: float = -20.0
     log_std_high: float = 2.0
+    discrete: ClassVar[bool] = False
 
     @property
     def parameters(self) -> int:
@@ -264,10 +242,6 @@ class SquashedGaussian:
     def action_shape(self) -> tuple[int, ...]:
         return (self.size,)
 
-    @property
-    def discrete(self) -> bool:
-        return False
-
     def initial(self, log_std: float) -> Tensor:
         return Gaussian(self.size).initial(log_std)
 
@@ -277,17 +251,17 @@ class SquashedGaussian:
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = self._split(raw)
-        return torch.tanh(mean + log_std.exp() * noise)
+        return torch.tanh(torch.addcmul(mean, log_std.exp(), noise))
 
     def logp(self, raw: Tensor, action: Tensor) -> Tensor:
         mean, log_std = self._split(raw)
         u = action.clamp(-1 + EDGE, 1 - EDGE).atanh()
-        return normal_logp((u - mean) * (-log_std).exp(), log_std) - log_tanh_slope(u)
+        return squashed_logp((u - mean) * (-log_std).exp(), log_std, u)
 
     def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self._split(raw)
-        u = mean + log_std.exp() * noise
-        return torch.tanh(u), normal_logp(noise, log_std) - log_tanh_slope(u)
+        u = torch.addcmul(mean, log_std.exp(), noise)
+        return torch.tanh(u), squashed_logp(noise, log_std, u)
 
     def entropy(self, raw: Tensor) -> Tensor:
         raise NotImplementedError(
@@ -302,6 +276,60 @@ class SquashedGaussian:
         return normal_kl(*self._split(raw_p), *self._split(raw_q))
 
 
+# ---- bounded, without squashing ------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Beta:
+    """Independent Beta(alpha, beta) stretched to [-1, 1]; raw gives alpha, beta = 1 + softplus(raw) [N, 2A]: one peak.
+
+    Chou, Maturana and Scherer 2017. `sample` inverts the distribution function (scipy, on the host) and is differentiable
+    (implicit reparameterisation, arXiv:1805.08498); actions within 1e-6 of the bounds are valued as if there.
+    """
+
+    size: int
+    free: ClassVar[int] = 0
+    discrete: ClassVar[bool] = False
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.size
+
+    @property
+    def noise(self) -> int:
+        return self.size
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    def initial(self, log_std: float) -> Tensor:
+        return torch.zeros(2 * self.size)
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, beta = (1 + softplus(raw)).chunk(2, -1)
+        return alpha, beta
+
+    def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
+        return 2 * beta_quantile(*self._split(raw), torch.special.ndtr(noise)) - 1
+
+    def logp(self, raw: Tensor, action: Tensor) -> Tensor:
+        x = action.clamp(-1 + EDGE, 1 - EDGE).add(1).div(2)
+        return beta_logp(*self._split(raw), x).sum(-1) - self.size * math.log(2)
+
+    def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        action = self.sample(raw, noise)
+        return action, self.logp(raw, action)
+
+    def entropy(self, raw: Tensor) -> Tensor:
+        return beta_entropy(*self._split(raw)).sum(-1) + self.size * math.log(2)
+
+    def mode(self, raw: Tensor) -> Tensor:
+        alpha, beta = self._split(raw)
+        return (alpha - beta) / (alpha + beta - 2)
+
+    def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
+        return beta_kl(*self._split(raw_p), *self._split(raw_q)).sum(-1)
+
+
 # ---- a point -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Deterministic:
@@ -312,14 +340,12 @@ class Deterministic:
 
     size: int
     exploration: float = 0.1
+    free: ClassVar[int] = 0
+    discrete: ClassVar[bool] = False
 
     @property
     def parameters(self) -> int:
         return self.size
-
-    @property
-    def free(self) -> int:
-        return 0
 
     @property
     def noise(self) -> int:
@@ -328,10 +354,6 @@ class Deterministic:
     @property
     def action_shape(self) -> tuple[int, ...]:
         return (self.size,)
-
-    @property
-    def discrete(self) -> bool:
-        return False
 
     def initial(self, log_std: float) -> Tensor:
         return torch.zeros(self.size)
@@ -355,6 +377,11 @@ class Deterministic:
         raise NotImplementedError(_NO_DENSITY)
 
 
+KINDS = {
+    kind.__name__: kind
+    for kind in (Beta, Categorical, Deterministic, Gaussian, GaussianMixture, MultiCategorical, SquashedGaussian)
+}
+"""Every distribution by name: what a saved policy refers to."""
 _NO_DENSITY = (
     "a deterministic policy has no density: train it through a critic (Pathwise) or by the distance of its action "
     "to the data's, or choose SquashedGaussian"

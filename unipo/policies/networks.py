@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh_,  # in place: the linear map before needs only its inputs for its gradient
-    "relu": torch.relu_,
-    "gelu": nnf.gelu,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
 }
 
 
-def activation_named(name: str) -> Callable[[Tensor], Tensor]:
-    """The function called `name`; ValueError lists those that exist."""
+def activation_named(name: str) -> nn.Module:
+    """The activation called `name`; ValueError lists those that exist."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}: expected one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    return ACTIVATIONS[name]()
 
 
 class MLP(nn.Module):
-    """`inputs` -> hidden layers -> `outputs`, [N, inputs] -> [N, outputs].
+    """`inputs` -> hidden layers (`trunk`) -> `outputs` (`head`), [N, inputs] -> [N, outputs].
 
-    `orthogonal`: weights orthogonal with gain sqrt 2 (the last layer `output_gain`), biases 0, as PPO has them;
-    otherwise torch's initial values, the last layer times `output_gain`.
+    `orthogonal`: weights orthogonal with gain sqrt 2 (the head `output_gain`), biases 0, as PPO has them; otherwise torch's
+    initial values, the head times `output_gain`.
     """
 
     def __init__(
@@ -42,25 +43,29 @@ class MLP(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        sizes = (inputs, *hidden, outputs)
-        self.activation = activation_named(activation)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.norms = nn.ModuleList(nn.LayerNorm(b) for b in hidden) if layer_norm else None
-        gains = [math.sqrt(2)] * len(hidden) + [output_gain]
-        for layer, gain in zip(self.layers, gains, strict=True):
+        sizes = (inputs, *hidden)
+        self.trunk = nn.Sequential()
+        for a, b in pairwise(sizes):
+            linear = nn.Linear(a, b)
             if orthogonal:
-                nn.init.orthogonal_(layer.weight, gain)
-                nn.init.zeros_(layer.bias)
-        if not orthogonal and output_gain != 1.0:
+                orthogonal_(linear, math.sqrt(2))
+            self.trunk.extend([linear, *([nn.LayerNorm(b)] if layer_norm else []), activation_named(activation)])
+        self.head = nn.Linear(sizes[-1], outputs)
+        if orthogonal:
+            orthogonal_(self.head, output_gain)
+        else:
             with torch.no_grad():
-                self.layers[-1].weight.mul_(output_gain)
-                self.layers[-1].bias.mul_(output_gain)
+                self.head.weight.mul_(output_gain)
+                self.head.bias.mul_(output_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, layer in enumerate(self.layers[:-1]):
-            x = nnf.linear(x, layer.weight, layer.bias)
-            x = self.activation(x if self.norms is None else self.norms[i](x))
-        return self.layers[-1](x)
+        return self.head(self.trunk(x))
+
+
+def orthogonal_(linear: nn.Linear, gain: float) -> None:
+    """Orthogonal weights times `gain`, bias 0, in place."""
+    nn.init.orthogonal_(linear.weight, gain)
+    nn.init.zeros_(linear.bias)
 
 
 class StackedMLP(nn.Module):
@@ -128,7 +133,7 @@ class Normaliser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.count:
             return x
-        return ((x - self.mean) * (self.var + 1e-8).rsqrt()).clamp_(-self.clip, self.clip)
+        return nnf.batch_norm(x, self.mean, self.var, eps=1e-8).clamp(-self.clip, self.clip)  # one kernel, running form
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
