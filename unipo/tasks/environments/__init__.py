@@ -16,6 +16,7 @@ from unipo.tasks.environments.frozen_lake import PostDecisionFrozenLake
 from unipo.tasks.environments.lot_sizing import LotSizing, Plant, PlantState
 from unipo.tasks.environments.market import Market
 from unipo.tasks.environments.portfolio import Performance, Portfolio, Shares, Weights, performance
+from unipo.tasks.environments.post_decision import PostDecisionProcess
 from unipo.tasks.environments.ride_dispatch import RideDispatch
 
 HERE = "unipo.tasks.environments"
@@ -49,6 +50,7 @@ __all__ = [
     "PlantState",
     "Portfolio",
     "PostDecisionFrozenLake",
+    "PostDecisionProcess",
     "RideDispatch",
     "Shares",
     "Weights",

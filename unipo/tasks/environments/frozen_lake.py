@@ -18,8 +18,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.envs.toy_text.frozen_lake import MAPS
 from numpy.typing import NDArray
+
+from unipo.tasks.environments.post_decision import PostDecisionProcess
 
 STEPS = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)])
 """(row, column) of the actions left, down, right, up: Gymnasium's order."""
@@ -104,6 +107,23 @@ class PostDecisionFrozenLake(gym.Env[NDArray[np.float32], np.int64]):
     def encode(self, cell: int) -> NDArray[np.float32]:
         """[C] one-hot of a cell."""
         return np.eye(self.letters.size, dtype=np.float32)[cell]
+
+    def process(self) -> PostDecisionProcess:
+        """The lake in tables: states and post-decision states are cells."""
+        cells = self.letters.size
+        reached = [[(s, 0.0) if self.ended(s) else self.half_transition(s, a) for a in range(4)] for s in range(cells)]
+        post = torch.tensor([[cell for cell, _ in row] for row in reached])
+        reward = torch.tensor([[paid for _, paid in row] for row in reached], dtype=torch.float64)
+        drift, every = torch.from_numpy(self.drift) * self.slip, torch.eye(cells, dtype=torch.float64)
+        ends = torch.tensor([self.ended(s) for s in range(cells)])
+        slipped = (drift[..., None] * every[post]).sum(1) + (1 - self.slip) * every
+        return PostDecisionProcess(
+            post=post,
+            reward_decision=reward,
+            outcome=torch.where(ends[:, None], every, slipped),
+            reward_outcome=torch.where(ends, 0.0, (drift * reward).sum(1)),
+            initial=every[int(np.flatnonzero(self.letters == "S")[0])],
+        )
 
     def _reward(self, cell: int) -> float:
         rows, columns = self.letters.shape

@@ -18,7 +18,11 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import poisson
+
+from unipo.tasks.environments.post_decision import LARGEST, PostDecisionProcess
 
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -155,6 +159,49 @@ class LotSizing(gym.Env[NDArray[np.float32], NDArray[np.int64]]):
             "demand": demand,
         }
         return self.encode(self.state), decision + outcome, False, self.period >= self.horizon, info
+
+    def number(self, state: PlantState) -> int:
+        """The row of a state in the tables of `process`."""
+        return int(np.ravel_multi_index((*state.inventory, *state.setup), self._sizes))
+
+    def process(self) -> PostDecisionProcess:
+        """The plant in tables, exact. Actions in the order of itertools.product; raises ValueError when it is too large."""
+        if (states := int(np.prod(self._sizes))) > LARGEST:
+            raise ValueError(
+                f"{states:,} states cannot be enumerated: at most {LARGEST:,}, so take fewer items or a lower capacity"
+            )
+        every = [
+            PlantState(row[: self.items], row[self.items :])
+            for row in np.indices(self._sizes).reshape(len(self._sizes), -1).T
+        ]
+        choices = list(np.ndindex(*[self.items + 1] * self.machines))
+        halves = [[self.plant.half_transition(state, choice) for choice in choices] for state in every]
+        outcome, reward = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        for i in range(self.items):
+            sold, paid = self._shelf(i)
+            outcome, reward = torch.kron(outcome, sold), (reward[:, None] + paid).flatten()
+        setups = (self.items + 1) ** self.machines
+        starts = torch.tensor([float((state.setup > 0).all()) for state in every], dtype=torch.float64)
+        return PostDecisionProcess(
+            post=torch.tensor([[self.number(post) for post, _ in row] for row in halves]),
+            reward_decision=torch.tensor([[paid for _, paid in row] for row in halves], dtype=torch.float64),
+            outcome=torch.kron(outcome, torch.eye(setups, dtype=torch.float64)),
+            reward_outcome=reward.repeat_interleave(setups),
+            initial=starts / starts.sum(),
+        )
+
+    def _shelf(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of item i: P(stock after | stock before) [c + 1, c + 1] and the mean reward [c + 1] of each stock before demand."""
+        stock = np.arange(self.plant.capacity[i] + 1)
+        left = poisson.pmf(stock[:, None] - stock, self.demand[i])
+        left[:, 0] = poisson.sf(stock - 1, self.demand[i])
+        lost = self.demand[i] - (stock - left @ stock)
+        reward = -(self.plant.holding_cost[i] * (left @ stock) + self.plant.lost_sales_cost[i] * lost)
+        return torch.from_numpy(left), torch.from_numpy(reward)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (*(self.plant.capacity + 1).tolist(), *[self.items + 1] * self.machines)
 
     def encode(self, state: PlantState) -> NDArray[np.float32]:
         """A state, before or after the decision, as the observation [I + M (I + 1)]."""

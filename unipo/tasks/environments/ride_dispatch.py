@@ -9,7 +9,7 @@ The order dispatch of one-step policy optimisation (arXiv 2507.15351, row 31), s
     orders that waited `patience` times leave; Poisson(rate) new ones come
 
 Sizes: A vehicles, K candidates, S the side of the grid. Distances in cells (Manhattan), one cell per time, fares in money.
-Fare = (1 + trip length) * u with u ~ Uniform(0.5, 1.5); trips start mostly in the centre and end anywhere else.
+Fare = (1 + trip length) * u with u ~ Uniform(1 - spread, 1 + spread); trips start mostly in the centre and end anywhere else.
 
 It is a Gymnasium vector environment whose sub-environments are the vehicles: observation [A, D], action, reward, terminated [A].
 A group of the paper is one (simulator, time): the rows with `info["acted"]` of one step.
@@ -71,10 +71,10 @@ class RideDispatch(VectorEnv[Any, Any, Any]):
 
     Args:
         num_envs: vehicles. side: S. candidates: K. horizon: decision times. rate: mean new orders per time.
-        patience: times an order waits. fuel: money per cell of pick-up.
+        patience: times an order waits. fuel: money per cell of pick-up. spread: how much fares of equal trips differ.
 
     Raises:
-        ValueError: for sizes below 1 (side: 2), a negative rate or fuel, a wrong action.
+        ValueError: for sizes below 1 (side: 2), a negative rate or fuel, a spread outside 0..1, a wrong action.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
@@ -86,9 +86,10 @@ class RideDispatch(VectorEnv[Any, Any, Any]):
         side: int = 5,
         candidates: int = 5,
         horizon: int = 30,
-        rate: float = 5.0,
+        rate: float = 8.0,
         patience: int = 3,
         fuel: float = 0.5,
+        spread: float = 0.9,
     ) -> None:
         sizes = {
             "num_envs": num_envs,
@@ -101,13 +102,15 @@ class RideDispatch(VectorEnv[Any, Any, Any]):
             raise ValueError(f"expected 1 or more (side: 2 or more), found less for {', '.join(small)}")
         if not rate >= 0 or not fuel >= 0:
             raise ValueError(f"expected rate >= 0 and fuel >= 0, found {rate} and {fuel}")
+        if not 0 <= spread <= 1:
+            raise ValueError(f"spread: expected a number in 0..1, found {spread}")
         self.num_envs, self.side, self.candidates, self.horizon = num_envs, side, candidates, horizon
-        self.rate, self.patience, self.fuel = rate, patience, fuel
+        self.rate, self.patience, self.fuel, self.spread = rate, patience, fuel, spread
         self.single_observation_space = gym.spaces.Box(-1.0, 1.0, (OWN + EACH * candidates,), np.float32)
         self.single_action_space = gym.spaces.Discrete(candidates + 1)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.highest_fare = 1.5 * (1 + 2 * (side - 1))
+        self.highest_fare = (1 + spread) * (1 + 2 * (side - 1))
         self.cells: Whole = np.indices((side, side)).reshape(2, -1).T
         centre = np.exp(-np.abs(self.cells - (side - 1) / 2).sum(1) / side)
         self.popularity: Real = centre / centre.sum()
@@ -162,14 +165,17 @@ class RideDispatch(VectorEnv[Any, Any, Any]):
 
         Only choices that count are used. A probability stored from before this matching is not that of the action it returns.
         """
-        mask = self.action_mask()
+        nearest = self._nearest()
+        counts = self.action_mask()[:, 1 : 1 + nearest.shape[1]]
+        vehicle, candidate = np.nonzero(counts)
         cost = np.full((self.num_envs, len(self.orders.age) + self.num_envs), np.inf)
-        vehicle, candidate = np.nonzero(mask[:, 1:])
-        cost[vehicle, self._nearest()[vehicle, candidate]] = -score[vehicle, candidate + 1]
+        cost[vehicle, nearest[vehicle, candidate]] = -score[vehicle, candidate + 1]
         np.fill_diagonal(cost[:, len(self.orders.age) :], -score[:, 0])
-        column = linear_sum_assignment(cost)[1]
-        position = (self._nearest() == column[:, None]) & mask[:, 1:]
-        return np.where(position.any(1), position.argmax(1) + 1, 0)
+        order = linear_sum_assignment(cost)[1]
+        chosen = np.concatenate(
+            [np.zeros((self.num_envs, 1), dtype=np.bool_), counts & (nearest == order[:, None])], axis=1
+        )
+        return chosen.argmax(1)
 
     def _chosen(self, actions: Any) -> Whole:
         """[A] the open order that each vehicle wants, -1 for none."""
@@ -205,7 +211,7 @@ class RideDispatch(VectorEnv[Any, Any, Any]):
         start = self.np_random.choice(len(self.cells), n, p=self.popularity)
         end = (start + self.np_random.integers(1, len(self.cells), n)) % len(self.cells)
         trip = np.abs(self.cells[end] - self.cells[start]).sum(1)
-        fare = (1 + trip) * self.np_random.uniform(0.5, 1.5, n)
+        fare = (1 + trip) * self.np_random.uniform(1 - self.spread, 1 + self.spread, n)
         self.arrived += n
         return Orders(self.cells[start], self.cells[end], fare, np.zeros(n, dtype=np.int64))
 
