@@ -8,6 +8,7 @@ between the two markers of the page, and its picture. A row with only one side i
 The score of a seed is the mean of its evaluation returns. IQM is the interquartile mean of the seeds' scores, with a
 bootstrap interval over seeds (Agarwal et al. 2021, arXiv:2108.13264; a row is one environment, so there is one stratum).
 Five seeds are few for a bootstrap. The difference is therefore one of means, with Welch's t interval, which is wider.
+Speeds are medians over seeds, of training alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ START, END = "<!-- control: start -->", "<!-- control: end -->"
 EMPTY_PAGE = f"# Control: our results beside Stable-Baselines3\n\n{START}\n{END}\n"
 COLORS = {"unipo": PALETTE[0], "Stable-Baselines3": PALETTE[1]}
 ORDER = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "Swimmer-v5", "Hopper-v5", "HalfCheetah-v5")
+RATES = {
+    "updates/CPU s": ("updates", "cpu_seconds"), "steps/CPU s": ("steps", "cpu_seconds"),
+    "updates/s": ("updates", "seconds"), "steps/s": ("steps", "seconds"),
+}  # fmt: skip
+"""Speeds, best first; a row shows the first that both sides have. Processor time does not depend on what else was running."""
 
 Interval = tuple[float, float, float]
 
@@ -45,7 +51,7 @@ class Scores:
 
     scores: [S] mean evaluation return of each seed.
     steps: [P] environment steps at which the curve was measured; curves: [S, P] mean returns.
-    rates: name -> [S], such as steps_per_second.
+    rates: unit -> [S], such as "steps/s"; of the RATES, those that every seed has recorded.
     """
 
     algorithm: str
@@ -88,7 +94,6 @@ def read_scores(path: Path) -> Scores:
         raise ValueError(f"{path}: expected finite returns, found seed scores {scores.tolist()}")
     curves = [np.array(seed["curve"], dtype=np.float64).T for seed in seeds]
     steps = curves[0][0]
-    names = sorted({name for seed in seeds for name in seed if name.endswith("_per_second")})
     return Scores(
         algorithm=table["algorithm"],
         environment=table["environment"],
@@ -97,7 +102,7 @@ def read_scores(path: Path) -> Scores:
         scores=scores,
         steps=steps,
         curves=np.stack([np.interp(steps, at, values) for at, values in curves]),
-        rates={name: np.array([seed[name] for seed in seeds]) for name in names},
+        rates=_rates([{"steps": table["total_steps"], **seed} for seed in seeds]),
     )
 
 
@@ -218,9 +223,17 @@ def _cells(row: Row) -> list[str]:
     cells += [_scored(ours), _scored(peer)]
     difference = welch_interval(ours.scores, peer.scores) if ours and peer else None
     cells += [_interval(difference), verdict(difference)] if difference else ["", ""]
-    unit = "updates" if all("updates_per_second" in s.rates for s in sides) else "steps"
-    rates = [float(np.median(s.rates[f"{unit}_per_second"])) if s else math.nan for s in (ours, peer)]
-    return cells + [f"{rate:,.0f} {unit}/s" if math.isfinite(rate) else "" for rate in rates] + [_ratio(*rates)]
+    unit = next(unit for unit in RATES if all(unit in s.rates for s in sides))
+    rates = [float(np.median(s.rates[unit])) if s else math.nan for s in (ours, peer)]
+    return cells + [f"{rate:,.0f} {unit}" if math.isfinite(rate) else "" for rate in rates] + [_ratio(*rates)]
+
+
+def _rates(seeds: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    rates = {}
+    for unit, (amount, clock) in RATES.items():
+        if all(amount in seed and clock in seed for seed in seeds):
+            rates[unit] = np.array([seed[amount] / seed[clock] for seed in seeds])
+    return rates
 
 
 def _draw(ax: Axes, lines: Sequence[Line]) -> None:

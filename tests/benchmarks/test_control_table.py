@@ -28,8 +28,7 @@ def record(folder: Path, side: str, scores: list[float], steps: int = 100, **set
             "seed": i,
             "returns": [score - 1, score + 1],
             "curve": [[0, 0.0], [steps, score]],
-            "seconds": steps / 50,
-            "steps_per_second": 50.0 * (2 if side == "ours" else 1),
+            "seconds": steps / (100 if side == "ours" else 50),
         }
         for i, score in enumerate(scores)
     ]
@@ -120,6 +119,17 @@ def test_peers_alone_leave_our_side_empty_and_the_rest_of_the_page_stands(tmp_pa
     assert "old" not in text
     assert "| ppo | CartPole-v1 | 100 | 2 |  | 1.5 [1.0, 2.0] |  |  |  | 50 steps/s |  |" in text
     assert build(tmp_path) == text
+
+
+def test_processor_time_and_updates_are_shown_where_both_sides_have_them(tmp_path: Path) -> None:
+    for side, seconds in (("ours", 4.0), ("peers", 2.0)):
+        path = record(tmp_path, side, [1.0])
+        content = json.loads(path.read_text())
+        content["seeds"][0] |= {"cpu_seconds": seconds, "steps": 120, "updates": 60}
+        path.write_text(json.dumps(content))
+    assert "| 15 updates/CPU s | 30 updates/CPU s | 0.50 |" in build(tmp_path)
+    record(tmp_path, "ours", [1.0])
+    assert "| 100 steps/s | 60 steps/s | 1.67 |" in build(tmp_path)
 
 
 def test_bad_input_says_what_to_do(tmp_path: Path) -> None:
