@@ -181,20 +181,17 @@ def correlation(x: Tensor, y: Tensor) -> float:
     return float((x @ y) / (x.norm() * y.norm()).clamp(min=1e-12))
 
 
+def scaled(mdp: EpisodicMDP, policy: Tensor) -> Tensor:
+    """Exact return of `policy` [S, A]: 0 for the uniform policy, 1 for the best."""
+    uniform = torch.full_like(policy, 1 / ACTIONS)
+    worst, found = (mdp.expected_return(p.expand(HORIZON, -1, -1)) for p in (uniform, policy))
+    return (found - worst) / (mdp.expected_return(mdp.optimal().policy) - worst)
+
+
 def trial(learner: Callable[..., Tensor], rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """What performance, 0 of the uniform and 1 of the best policy, has to do with TQ and SACo over all data of a seed."""
     counts, quality, coverage, mazes = problems(seed)
-    uniform = torch.full((STATES, ACTIONS), 1 / ACTIONS, dtype=torch.float64)
-    found = [
-        (
-            m.expected_return(p.expand(HORIZON, -1, -1)),
-            m.expected_return(uniform.expand(HORIZON, -1, -1)),
-            m.expected_return(m.optimal().policy),
-        )
-        for m, p in zip(mazes, learner(counts, seed, steps), strict=True)
-    ]
-    reached, worst, best = torch.tensor(found).T
-    performance = (reached - worst) / (best - worst)
+    performance = torch.stack([scaled(m, p) for m, p in zip(mazes, learner(counts, seed, steps), strict=True)])
     by_quality, by_coverage = correlation(quality, performance), correlation(coverage, performance)
     high = (quality > HIGH) | (coverage > HIGH)
     return {
@@ -228,9 +225,9 @@ CLAIM = Claim(
         Expectation(arm="CQL", metric="performance, TQ or SACo high", than="BC", least=0.0),
     ),
     note=f"{SIDE} x {SIDE} mazes, {MAZES} per seed, {HORIZON} steps of reward -1, five data sets of {TRANSITIONS} steps each: "
-    "random, expert, mixed (80 % random), noisy (a fifth random) and the replay buffer of tabular Q-learning. The "
-    "expert is the exact optimum: the final greedy policy of so short an online run may walk in circles. Q networks see row and column, and "
-    "take full gradients, 1500 Adam steps; the weight of CQL, 0.03 of 0.01, 0.03 and 0.1, was chosen on seed 1000. "
-    f"Cloned policies are sampled from. High: above {HIGH}. Performance is exact: 0 uniform, 1 best. "
-    "Correlations are over 15 data sets per seed. Left out: the other six learners, and images.",
+    "random, expert, mixed (80 % random), noisy (a fifth random) and the replay buffer of tabular Q-learning. The expert "
+    "is the exact optimum: the final greedy policy of so short an online run may walk in circles. Q networks see row and "
+    "column, and take full gradients, 1500 Adam steps; the weight of CQL, 0.03 of 0.01, 0.03 and 0.1, was chosen on seed "
+    f"1000. Cloned policies are sampled from. High: above {HIGH}. Performance is exact: 0 uniform, 1 best. Correlations are "
+    "over 15 data sets per seed. Left out: the other six learners, and images.",
 )

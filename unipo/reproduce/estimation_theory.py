@@ -216,8 +216,8 @@ SEARCH = Claim(
         Expectation(arm="importance, 512 states", metric="log uniform error", than=TREE_ARMS[2], least=0.0),
     ),
     note=f"{POLICIES} threshold policies on a noisy walk of {HORIZON} steps, on grids of growing size. Uniform error: the "
-    f"largest |V^ - V| over the class, mean over blocks of 256 trees; slopes from blocks of {BLOCKS}. Bound: Hoeffding at delta 0.05. "
-    f"Calls per tree are at most the sum over steps of min(64, 2^(h+1)) = {REACH}. Importance sampling gets as many calls, "
+    f"largest |V^ - V| over the class, mean over blocks of 256 trees; slopes from blocks of {BLOCKS}. Bound: Hoeffding at "
+    f"delta 0.05. Calls per tree are at most the sum over steps of min(64, 2^(h+1)) = {REACH}. Importance sampling gets as many calls, "
     "as uniformly acting episodes. Values are exact. The thesis' constants and its online algorithm (POPLER) are left out.",
 )
 
