@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs_of, parts_of
 from unipo.sources.controllers import Controller
-from unipo.sources.spec import RolloutSpec
+from unipo.sources.spec import ControlSpec, RolloutSpec
 
 KINDS = ("rollout", "demo", "pair")
 
@@ -20,11 +20,15 @@ KINDS = ("rollout", "demo", "pair")
 class Recipe:
     """The frozen parts of a method.
 
-    `epochs`: passes over each batch; `minibatches`: optimiser updates per pass (groups stay whole).
+    `rollouts`: of text; `control`: of environments (None: the method is not for them). `policy_step`: an optimiser of the
+    policy that takes the whole batch at once (`unipo.optimizers`); critics then train by the other terms. `epochs`: passes
+    over each batch; `minibatches`: optimiser updates per pass (groups stay whole).
     """
 
     objective: Objective
     rollouts: RolloutSpec = field(default_factory=RolloutSpec)
+    control: ControlSpec | None = None
+    policy_step: Any = None
     controllers: tuple[Controller, ...] = ()
     epochs: int = 1
     minibatches: int = 1

@@ -1,4 +1,4 @@
-"""Columns that are computed and not logged: `reference_logp`, `teacher_logp`, `old_logp`, `old_value`."""
+"""Columns that are computed and not logged: `reference_logp`, `old_value`, `next_q`, ..."""
 
 from __future__ import annotations
 
@@ -18,36 +18,59 @@ def annotate(episodes: Episodes, needs: Needs, policies: Mapping[str, Player], t
     """Fill the columns `<who>_<signal>` that `needs` names, `who` being a key of `policies`, without a graph.
 
     Rows that already carry the number keep it (logged log-probs stand in for a reference model); only rows where it is
-    absent or NaN are computed.
+    absent or NaN are computed. All that is asked of one of `policies` is asked in one call.
     """
+    asked: dict[str, list[str]] = {}
     for column in sorted(needs.columns):
         who, _, signal = column.partition("_")
         if who in policies and signal:
-            episodes = _filled(episodes, column, signal, policies[who], token_budget)
+            asked.setdefault(who, []).append(signal)
+    for who, signals in asked.items():
+        episodes = _filled(episodes, who, signals, policies[who], token_budget)
     return episodes
 
 
-def _filled(episodes: Episodes, column: str, signal: str, policy: Player, token_budget: int) -> Episodes:
-    absent = torch.ones(episodes.count("step"), dtype=torch.bool, device=episodes.device)
-    unknown = episodes[column].isnan() if column in episodes else absent
-    missing = episodes.reduce(unknown, how="any").nonzero().squeeze(1)
-    if not len(missing):
+def _filled(episodes: Episodes, who: str, signals: list[str], policy: Player, token_budget: int) -> Episodes:
+    missing = {name: _unknown(episodes, f"{who}_{name}") for name in signals}
+    signals = [name for name, unknown in missing.items() if bool(unknown.any())]
+    if not signals:
         return episodes
-    values = emitted(episodes.select(missing), [signal], policy, token_budget)[signal]
-    steps = episodes.step_index(missing)
-    have = episodes[column] if column in episodes else values.new_full((len(absent),), torch.nan)
-    fresh = torch.where(have[steps].isnan(), values.to(have.dtype), have[steps])
-    return episodes.with_columns("step", **{column: have.index_put((steps,), fresh)})
+    rows = episodes.reduce(torch.stack([missing[n] for n in signals]).any(0), how="any").nonzero().squeeze(1)
+    if len(rows) == len(episodes):
+        part, steps = episodes, slice(None)
+    else:
+        part, steps = episodes.select(rows), episodes.step_index(rows)
+    values, filled = emitted(part, signals, policy, token_budget), {}
+    for name, value in values.items():
+        column = f"{who}_{name}"
+        if column not in episodes:
+            have = value.new_full((episodes.count("step"), *value.shape[1:]), torch.nan)
+        else:
+            have = episodes[column].clone()
+        unknown = missing[name][steps].reshape(-1, *[1] * (value.ndim - 1))
+        have[steps] = torch.where(unknown, value.to(have.dtype), have[steps])
+        filled[column] = have
+    return episodes.with_columns("step", **filled)
+
+
+def _unknown(episodes: Episodes, column: str) -> Tensor:
+    """bool [N]: where a column has no number."""
+    if column not in episodes:
+        return torch.ones(episodes.count("step"), dtype=torch.bool, device=episodes.device)
+    return episodes[column].reshape(episodes.count("step"), -1).isnan().any(-1)
 
 
 def emitted(episodes: Episodes, names: list[str], policy: Player, token_budget: int) -> dict[str, Tensor]:
-    """Signals [N] of all steps, micro-batch by micro-batch, without a graph."""
+    """Signals [N, ...] of all steps, micro-batch by micro-batch, without a graph."""
     values: dict[str, Tensor] = {}
     with torch.no_grad():
-        for rows in episodes.split(token_budget, policy.total_lengths(episodes)):
+        split = episodes.split(token_budget, policy.total_lengths(episodes))
+        if len(split) == 1:
+            return policy.signals(episodes, names)
+        for rows in split:
             part = policy.signals(episodes.select(rows), names)
             steps = episodes.step_index(rows)
             for name, value in part.items():
-                full = values.setdefault(name, value.new_zeros(episodes.count("step")))
+                full = values.setdefault(name, value.new_zeros((episodes.count("step"), *value.shape[1:])))
                 full[steps] = value
     return values or {name: torch.zeros(0) for name in names}

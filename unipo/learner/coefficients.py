@@ -26,7 +26,7 @@ class TermShare:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """dL/dsignal, [N] for each signal: in `total`, and for each term apart in `terms`."""
+    """dL/dsignal, shaped as each signal: in `total`, and for each term apart in `terms`."""
 
     total: Mapping[str, Tensor]
     terms: tuple[TermShare, ...]
@@ -37,7 +37,7 @@ class Coefficients:
 
     def active(self) -> Tensor:
         """bool [N]: steps with any non-zero coefficient."""
-        return torch.stack([c != 0 for c in self.total.values()]).any(0)
+        return torch.stack([(c != 0).reshape(len(c), -1).any(-1) for c in self.total.values()]).any(0)
 
     @property
     def silent(self) -> bool:
@@ -48,7 +48,7 @@ class Coefficients:
 def coefficients(objective: Objective, episodes: Episodes, signals: Signals) -> Coefficients:
     """Evaluate the objective once on the whole batch and differentiate it with respect to the signals only.
 
-    `signals`: [N] tensors; they are detached here. Each term is differentiated apart (it costs [N] scalars), so that the
+    `signals`: [N, ...] tensors; they are detached here. Each term is differentiated apart (it costs [N] scalars), so that the
     ledger can say which term moved which rows. Raises FloatingPointError when a coefficient is not finite.
     """
     leaves = {name: signals[name].detach().requires_grad_(True) for name in sorted(objective.needs.signals)}

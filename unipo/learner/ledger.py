@@ -2,7 +2,7 @@
 
 The *gradient mass* of a step is half the L1 norm of the gradient that its `logp` coefficient c sends to the logits,
 |c| * (1 - p): c * (onehot - pi) has L1 norm 2 |c| (1 - p). A token that is already certain moves nothing, however large its
-coefficient. For other signals the mass is |c|.
+coefficient. For other signals the mass is |c|, summed over an ensemble.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ledger(update: Update, version: int) -> dict[str, float]:
             columns.update({f"ledger/{axis}/{name}/{k}": v for k, v in _quality(update, steps).items()})
     masses = {t.title: float(_mass(update, t.gradient).sum()) for t in update.coefficients.terms}
     for share_of in update.coefficients.terms:
-        claimed = torch.stack([g != 0 for g in share_of.gradient.values()]).any(0)
+        claimed = torch.stack([(g != 0).reshape(len(g), -1).any(-1) for g in share_of.gradient.values()]).any(0)
         key = f"ledger/term/{share_of.title}"
         columns[f"{key}/gradient_share"] = masses[share_of.title] / max(sum(masses.values()), 1e-300)
         columns[f"{key}/tokens"] = float(claimed.sum())
@@ -55,7 +55,7 @@ def gradient_mass(update: Update) -> Tensor:
 def _mass(update: Update, gradient: object) -> Tensor:
     mass = torch.zeros(update.episodes.count("step"), device=update.episodes.device)
     for name, c in dict(gradient).items():  # type: ignore[call-overload]
-        size = c.abs()
+        size = c.abs().reshape(len(c), -1).sum(-1)
         if name == "logp":
             size = size * (1.0 - torch.nan_to_num(update.signals[name]).exp().clamp(max=1.0))
         mass = mass + size.to(mass)

@@ -9,14 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 State = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Controller:
-    """Sets the knob called `knob`. This one holds it at `value`."""
+    """Sets the knob called `knob`. This one holds it at `value`.
 
+    `every_update`: it observes the means of the signals after each update, and not the metrics after each step.
+    """
+
+    every_update: ClassVar[bool] = False
     knob: str
     value: float = 0.0
 
@@ -92,3 +97,46 @@ class AdaptiveKL(Controller):
             return state
         error = max(-0.2, min(0.2, kl / self.target - 1.0))
         return {"coefficient": state["coefficient"] * (1.0 + self.gain * error)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp(Controller):
+    """Linear from `value` at step 0 to `final` at step `steps`, then constant."""
+
+    final: float
+    steps: int
+
+    def setting(self, state: State, step: int) -> float:
+        return self.value + (self.final - self.value) * min(1.0, step / max(self.steps, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualAscent(Controller):
+    """A positive multiplier exp(x) that rises while the mean of a signal is above `limit`, by Adam on x at every update.
+
+    With metric="pathwise_logp" and limit = -entropy target it is SAC's temperature (arXiv 1812.05905, eq. 18): the
+    gradient of x is exp(x) * (limit - metric). `value` is where the multiplier starts.
+    """
+
+    every_update: ClassVar[bool] = True
+    value: float = 1.0
+    metric: str = "pathwise_logp"
+    limit: float = 0.0
+    learning_rate: float = 3e-4
+
+    def start(self) -> State:
+        return {"log": math.log(self.value), "mean": 0.0, "square": 0.0, "count": 0.0}
+
+    def setting(self, state: State, step: int) -> float:
+        return math.exp(state["log"])
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        x = metrics.get(self.metric, math.nan)
+        if not math.isfinite(x):
+            return state
+        gradient = math.exp(state["log"]) * (self.limit - x)
+        count = state["count"] + 1
+        mean = 0.9 * state["mean"] + 0.1 * gradient
+        square = 0.999 * state["square"] + 0.001 * gradient * gradient
+        moved = (mean / (1 - 0.9**count)) / (math.sqrt(square / (1 - 0.999**count)) + 1e-8)
+        return {"log": state["log"] - self.learning_rate * moved, "mean": mean, "square": square, "count": count}

@@ -1,8 +1,10 @@
-"""What a method asks of its rollouts, as data."""
+"""What a method asks of its rollouts, and of its actors in environments, as data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from unipo.sources.filters import GroupFilter, Relabel
 
@@ -21,3 +23,54 @@ class RolloutSpec:
     refill: int = 0
     relabel: tuple[Relabel, ...] = ()
     demonstration: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """How a policy acts while data is collected. This one samples its own distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionNoise(Exploration):
+    """The policy's mode plus normal noise of this standard deviation, kept in [-1, 1] (DDPG, TD3)."""
+
+    std: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonGreedy(Exploration):
+    """The critic's greedy action, or with probability epsilon any: from `start` to `end` over a `share` of the run (DQN)."""
+
+    start: float = 1.0
+    end: float = 0.05
+    share: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSpec:
+    """What a method asks of its actor, critics and memory in an environment.
+
+    `actor`: of Box actions: gaussian, squashed, mixture, beta or deterministic (discrete ones are categorical);
+    `state_std`: its spread depends on the state. `critic`: none, value, q, gaussian_q or quantile_q, of `critics` members.
+    `off_policy`: transitions are remembered and drawn again, with `discount` = gamma. `backup`: what the next state is
+    worth (column `next_q`): soft, smoothed, deterministic, greedy, double or gaussian; "" for none. `target_policy`: the
+    backup asks a slow copy of the policy. Targets move by `tau` every `target_every` updates. `reduce`: an ensemble's value
+    of the policy's own action: min, first or mean. `info_columns`: entries of each step's info that the method reads.
+    `settings`: fields of `ControlConfig` that the method wants to start from.
+    """
+
+    actor: str = "gaussian"
+    state_std: bool = False
+    experts: int = 4
+    critic: str = "value"
+    critics: int = 2
+    off_policy: bool = False
+    gamma: float = 0.99
+    backup: str = ""
+    target_policy: bool = False
+    tau: float = 0.005
+    target_every: int = 1
+    reduce: str = "min"
+    explore: Exploration = Exploration()
+    info_columns: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)

@@ -28,10 +28,11 @@ from unipo.sources.rollouts import Reward, Rollouts, Scored
 from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.tasks import TASKS, Task, get_task
-from unipo.training.config import ConfigError, RunConfig
-from unipo.training.loop import Evaluator, Run
+from unipo.training.config import BaseConfig, ConfigError, RunConfig
+from unipo.training.loop import Run
 from unipo.training.progress import Progress
 from unipo.training.records import Records
+from unipo.training.text import Evaluator, TextData
 
 TINY = Path(unipo.__file__).parent / "tasks" / "tiny"
 HELD_OUT_SHARE = 0.1
@@ -85,8 +86,9 @@ def build_run(config: RunConfig, recipe: Recipe, console: Console | None = None)
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"))
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(config, folder, recipe, policy, references, learner, Mixer(sources), rollouts, replay, held_out,
-               Records(folder), Progress(config.steps, console), fingerprint(config))  # fmt: skip
+    data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out)
+    return Run(config, folder, recipe, policy, {**references, "old": policy}, learner, data, Records(folder),
+               Progress(config.steps, console), fingerprint(config))  # fmt: skip
 
 
 def learner_settings(config: RunConfig, updates: int) -> LearnerSettings:
@@ -340,7 +342,7 @@ def _task_of(problems: Problems, flag: str) -> Task:
     return problems.task
 
 
-def fingerprint(config: RunConfig) -> str:
+def fingerprint(config: BaseConfig) -> str:
     """Of everything that could change a number: the library's code, torch's version, its threads, the configuration."""
     code = hashlib.sha256()
     root = Path(unipo.__file__).parent
@@ -353,5 +355,5 @@ def fingerprint(config: RunConfig) -> str:
     return hashlib.sha256((code.hexdigest() + text).encode()).hexdigest()[:16]
 
 
-def vars_of(config: RunConfig) -> dict[str, Any]:
+def vars_of(config: BaseConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in type(config).__dataclass_fields__}

@@ -6,29 +6,125 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tyro
 import yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """How a run is made. Amounts are per step unless they say otherwise."""
+class BaseConfig:
+    """What every run has, whatever it is trained on."""
+
+    method: tyro.conf.Suppress[str] = ""
+    """Method, or a weighted sum of methods such as grpo+0.2*sft+0.1*dpo."""
+    task: tyro.conf.Suppress[str] = ""
+    """What it is trained on."""
+    method_options: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Keyword arguments by method: {"grpo": {"clip_high": 0.28}}; on the command line --grpo.clip-high 0.28."""
+
+    seed: int = 0
+    """Everything that is drawn at random is keyed by it."""
+    out: str = ""
+    """Run directory (default: runs/METHOD-TASK-sSEED)."""
+
+    learning_rate: float = 5e-4
+    """Of the policy."""
+    value_learning_rate: float = 3e-3
+    """Of critics."""
+    weight_decay: float = 0.0
+    """AdamW weight decay of matrices."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    warmup: int = 0
+    """Updates of linear learning-rate warm-up."""
+    schedule: str = "linear"
+    """Learning rate after warm-up: constant, or linear or cosine down to 0 over the run."""
+    token_budget: int = 16384
+    """Tokens (or environment steps) per micro-batch: memory, never the gradient."""
+    epochs: int = 0
+    """Passes over each batch (0: the method's own)."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int = 0
+    """CPU threads (0: torch's choice)."""
+    tensorboard: bool = True
+    """Write TensorBoard files to tensorboard/."""
+    wandb: str = ""
+    """Weights & Biases project (needs the wandb extra)."""
+
+    def __post_init__(self) -> None:
+        for name, (good, expected) in self.checks().items():
+            if not good:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}: expected {expected}")
+
+    def checks(self) -> dict[str, tuple[bool, str]]:
+        """By setting: whether it can be right, and what would be."""
+        return {
+            "schedule": (self.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "clip_norm": (self.clip_norm > 0, "above 0"),
+            "token_budget": (self.token_budget >= 1, "at least 1"),
+            "keep_checkpoints": (self.keep_checkpoints >= 1, "at least 1"),
+        }
+
+    @property
+    def steps(self) -> int:
+        """Steps of the loop that the run makes."""
+        raise TypeError(f"{type(self).__name__} does not say how many steps it makes")
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the policy is evaluated after `step` (1-based)."""
+        raise TypeError(f"{type(self).__name__} does not say when it evaluates")
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether the run saves itself after `step` (1-based)."""
+        raise TypeError(f"{type(self).__name__} does not say when it saves")
+
+    @property
+    def folder(self) -> Path:
+        name = f"{self.method}-{Path(self.task).stem or self.task}-s{self.seed}"
+        return Path(self.out or f"runs/{''.join(c if c.isalnum() or c in '-_.+' else '_' for c in name)}")
+
+    def to_yaml(self) -> str:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+        plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+        plain["method_options"] = {k: dict(v) for k, v in self.method_options.items()}
+        return yaml.safe_dump(plain, sort_keys=False)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Raises ConfigError for a key that this version does not know."""
+        unknown = sorted(set(plain) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"config.yaml has keys that this version does not know: {', '.join(unknown)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """The inverse of `to_yaml`. Raises ConfigError for what is not a configuration of this kind."""
+        plain = yaml.safe_load(text)
+        if not isinstance(plain, dict):
+            raise ConfigError("config.yaml does not hold a mapping: it is damaged, or not a run's")
+        return cls.from_plain(plain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig(BaseConfig):
+    """How a run on text is made. Amounts are per step unless they say otherwise."""
 
     method: tyro.conf.Suppress[str] = "grpo"
     """Method, or a weighted sum of methods such as grpo+0.2*sft+0.1*dpo."""
     task: tyro.conf.Suppress[str] = "arithmetic"
     """Embedded task (arithmetic, arithmetic:2, countdown, ...), a dataset file or folder, or a hub name."""
-    method_options: tyro.conf.Suppress[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Keyword arguments by method: {"grpo": {"clip_high": 0.28}}; on the command line --grpo.clip-high 0.28."""
 
     steps: int = 150
     """Steps: one batch is drawn and trained on in each."""
-    seed: int = 0
-    """Everything that is drawn at random is keyed by it."""
-    out: str = ""
-    """Run directory (default: runs/METHOD-TASK-sSEED)."""
 
     model: str = "tiny"
     """"tiny" (shipped, about 1M parameters, warm-started on the embedded tasks), a folder, or a hub name."""
@@ -80,25 +176,11 @@ class RunConfig:
 
     learning_rate: float = 5e-4
     """Of the policy (5e-4 suits the tiny model; 1e-6 to 1e-5 suits large ones)."""
-    value_learning_rate: float = 3e-3
-    """Of a critic's head."""
-    weight_decay: float = 0.0
-    """AdamW weight decay of matrices."""
-    clip_norm: float = 1.0
-    """Largest gradient norm."""
-    warmup: int = 0
-    """Updates of linear learning-rate warm-up."""
-    schedule: str = "linear"
-    """Learning rate after warm-up: constant, or linear or cosine down to 0 over the run."""
-    token_budget: int = 16384
-    """Tokens per micro-batch: memory, never the gradient."""
-    epochs: int = 0
-    """Passes over each batch (0: the method's own)."""
     minibatches: int = 0
     """Optimiser updates per pass (0: the method's own)."""
 
     eval_every: int = 25
-    """Steps between held-out evaluations (0: only before and after)."""
+    """Steps between evaluations (0: only before and after)."""
     eval_prompts: int = 256
     """Held-out prompts."""
     eval_samples: int = 1
@@ -110,8 +192,6 @@ class RunConfig:
 
     checkpoint_every: int = 25
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
     save_episodes: bool = True
     """Write every step's rollouts to episodes/ (they can be replayed by later runs)."""
 
@@ -123,61 +203,135 @@ class RunConfig:
     """Rank of LoRA adapters (0: all weights are trained)."""
     lora_alpha: float = 0.0
     """LoRA scale (0: twice the rank)."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    threads: int = 0
-    """CPU threads (0: torch's choice)."""
     chat: bool = False
     """Wrap plain prompts as one user message through the chat template."""
-    tensorboard: bool = True
-    """Write TensorBoard files to tensorboard/."""
-    wandb: str = ""
-    """Weights & Biases project (needs the wandb extra)."""
 
-    def __post_init__(self) -> None:
-        checks = {
+    def checks(self) -> dict[str, tuple[bool, str]]:
+        return {
+            **super(RunConfig, self).checks(),
             "steps": (self.steps >= 1, "at least 1"),
             "prompts": (self.prompts >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "above 0 (the log-probs that are trained are divided by it)"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "on_reward_error": (self.on_reward_error in ("raise", "drop"), "raise or drop"),
-            "schedule": (self.schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
             "dtype": (self.dtype in ("float32", "bfloat16", "float64"), "float32, bfloat16 or float64"),
             "autocast": (self.autocast in ("off", "bfloat16"), "off or bfloat16"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "clip_norm": (self.clip_norm > 0, "above 0"),
-            "token_budget": (self.token_budget >= 1, "at least 1"),
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
-            "keep_checkpoints": (self.keep_checkpoints >= 1, "at least 1"),
             "eval_prompts": (self.eval_prompts >= 0, "0 or more"),
             "eval_samples": (self.eval_samples >= 1, "at least 1"),
         }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}: expected {expected}")
+
+    def evaluation_due(self, step: int) -> bool:
+        return step == self.steps or (self.eval_every > 0 and step % self.eval_every == 0)
+
+    def checkpoint_due(self, step: int) -> bool:
+        return step == self.steps or step % self.checkpoint_every == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig(BaseConfig):
+    """How a run in an environment is made. A step of the run collects `rollout` steps of each copy of it."""
+
+    total_timesteps: int = 100_000
+    """Environment steps of the whole run, all copies together."""
+    num_envs: int = 1
+    """Copies of the environment that are stepped together."""
+    rollout: int = 2048
+    """Steps of each copy in a step of the run."""
+    batch_size: int = 64
+    """Environment steps in a minibatch, or transitions drawn from the replay (0: on-policy, the whole batch)."""
+    asynchronous: bool = False
+    """Every copy in a process of its own (for slow environments)."""
+    env_options: tyro.conf.Suppress[Mapping[str, Any]] = field(default_factory=dict)
+    """Keyword arguments of the environment; on the command line --env.NAME VALUE."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of the hidden layers, of policy and critics each."""
+    activation: str = "tanh"
+    """tanh, relu or gelu."""
+    orthogonal: bool = True
+    """Orthogonal initial weights (otherwise torch's)."""
+    log_std_init: float = 0.0
+    """Where the logarithm of a Gaussian policy's standard deviation starts."""
+    normalize_observations: bool = False
+    """Observations to mean 0 and variance 1 by running statistics, which are saved with the policy."""
+    normalize_rewards: bool = False
+    """Rewards divided by the running standard deviation of their discounted sum."""
+
+    learning_rate: float = 3e-4
+    """Of the policy."""
+    value_learning_rate: float = 0.0
+    """Of critics (0: the policy's)."""
+    clip_norm: float = 0.5
+    """Largest gradient norm."""
+    schedule: str = "constant"
+    """Learning rate after warm-up: constant, or linear or cosine down to 0 over the run."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon."""
+    token_budget: int = 1 << 20
+    """Environment steps per micro-batch: memory, never the gradient."""
+
+    learning_starts: int = 100
+    """Off-policy: environment steps of uniformly random actions before the first update."""
+    train_every: int = 1
+    """Off-policy: steps of each copy between updates."""
+    updates: int = 1
+    """Off-policy: updates each time."""
+    replay_capacity: int = 1_000_000
+    """Off-policy: transitions that are remembered."""
+    n_step: int = 1
+    """Off-policy: rewards that are summed before the bootstrap."""
+    prioritized: float = 0.0
+    """Off-policy: exponent of prioritised replay (0: uniform; 0.6 is usual)."""
+    dataset: str = ""
+    """Train on this recorded data alone, without acting: a Minari dataset, or a folder of episodes."""
+
+    evaluations: int = 10
+    """Evaluations over the run, besides the one before it (0: none)."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation, with the mode of the policy."""
+    video: bool = False
+    """Film an episode of the trained policy."""
+    record: str = ""
+    """Write what is collected as a Minari dataset into this folder."""
+    checkpoints: int = 5
+    """Checkpoints over the run."""
 
     @property
-    def folder(self) -> Path:
-        name = f"{self.method}-{Path(self.task).stem or self.task}-s{self.seed}"
-        return Path(self.out or f"runs/{''.join(c if c.isalnum() or c in '-_.+' else '_' for c in name)}")
+    def steps(self) -> int:
+        """Steps of the run: whole rollouts, rounded up."""
+        return -(-self.total_timesteps // (self.num_envs * self.rollout))
 
-    def to_yaml(self) -> str:
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain["stop"] = list(self.stop)
-        plain["method_options"] = {k: dict(v) for k, v in self.method_options.items()}
-        return yaml.safe_dump(plain, sort_keys=False)
+    def checks(self) -> dict[str, tuple[bool, str]]:
+        at_least_one = ("total_timesteps", "num_envs", "rollout", "train_every", "updates", "replay_capacity", "n_step")
+        return {
+            **super(ControlConfig, self).checks(),
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in at_least_one},
+            "batch_size": (self.batch_size >= 0, "0 or more"),
+            "hidden": (all(width >= 1 for width in self.hidden), "widths of at least 1"),
+            "activation": (self.activation in ("tanh", "relu", "gelu"), "tanh, relu or gelu"),
+            "prioritized": (0 <= self.prioritized <= 1, "in [0, 1]"),
+            "evaluations": (self.evaluations >= 0, "0 or more"),
+            "eval_episodes": (self.eval_episodes >= 1, "at least 1"),
+            "checkpoints": (self.checkpoints >= 1, "at least 1"),
+        }
 
-    @classmethod
-    def from_yaml(cls, text: str) -> RunConfig:
-        """Raises ConfigError for a key that this version does not know."""
-        plain = yaml.safe_load(text)
-        if not isinstance(plain, dict):
-            raise ConfigError("config.yaml does not hold a mapping: it is damaged, or not a run's")
-        unknown = sorted(set(plain) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise ConfigError(f"config.yaml has keys that this version does not know: {', '.join(unknown)}")
-        plain["stop"] = tuple(plain.get("stop", ()))
-        return cls(**plain)
+    def evaluation_due(self, step: int) -> bool:
+        return bool(self.evaluations) and self._reached(step, self.evaluations)
+
+    def checkpoint_due(self, step: int) -> bool:
+        return self._reached(step, self.checkpoints)
+
+    def _reached(self, step: int, parts: int) -> bool:
+        """Whether `step` is the first to have completed another of `parts` equal parts of the run."""
+        return step * parts // self.steps > (step - 1) * parts // self.steps
+
+
+def read_config(text: str) -> RunConfig | ControlConfig:
+    """The configuration that `to_yaml` wrote, of either kind."""
+    plain = yaml.safe_load(text)
+    kind = ControlConfig if isinstance(plain, dict) and "total_timesteps" in plain else RunConfig
+    return kind.from_yaml(text)
 
 
 class ConfigError(ValueError):

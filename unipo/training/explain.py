@@ -11,10 +11,8 @@ import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from unipo.learner import annotate
 from unipo.learner.learner import Update
 from unipo.learner.ledger import ledger, summary
-from unipo.objectives import with_settings
 from unipo.recipe import Recipe
 from unipo.training.build import build_run
 from unipo.training.config import RunConfig
@@ -34,32 +32,20 @@ def _plan(config: RunConfig, run: Run) -> Iterator[str]:
     needs, recipe = run.recipe.needs, run.recipe
     yield f"[bold]{config.method}[/] on [bold]{config.task}[/]"
     yield f"  needs    columns {', '.join(sorted(needs.columns))}; signals {', '.join(sorted(needs.signals))}"
-    policies = ", ".join(["the policy", *(f"a frozen {name}" for name in run.references)])
+    policies = ", ".join(["the policy", *(f"a frozen {name}" for name in run.annotators if name != "old")])
     yield f"  computes {policies}; {'one pass' if recipe.objective.linear else 'two passes where the batch is split'}"
-    parts = []
-    if run.rollouts is not None:
-        group = recipe.rollouts.group
-        parts.append(
-            f"{config.prompts} prompts x {group} rollouts = {config.prompts * group} completions of the policy"
-        )
-    parts += [f"{config.replay} groups replayed"] if run.replay is not None else []
-    parts += [f"{config.demos_per_step} demonstrations"] if config.demos else []
-    parts += [f"{config.pairs_per_step} pairs"] if config.pairs else []
-    yield f"  a step   {', '.join(parts)}; {recipe.epochs * recipe.minibatches} optimiser update(s)"
+    yield f"  a step   {', '.join(run.data.describe())}; {recipe.epochs * recipe.minibatches} optimiser update(s)"
     size = sum(p.numel() for p in run.learner.parameters())
     optimiser = 4 * 4 * size / 1e6
     yield f"  memory   {size:,} trained parameters: about {optimiser:,.0f} MB of weights, gradients and optimiser state"
 
 
 def _batch(run: Run) -> Iterator[RenderableType]:
-    run.mixer.draw(1, 0)  # the first call pays for what every run pays once
+    run.draw()  # the first call pays for what every run pays once
     begun = time.perf_counter()
-    batch = run.mixer.draw(0, 0)
+    batch = run.draw()
     sampled = time.perf_counter() - begun
-    settings = {c.knob: c.setting(c.start(), 0) for c in run.recipe.controllers}
-    objective = with_settings(run.recipe.objective, settings)
-    policies = {**run.references, "old": run.policy}
-    batch = annotate(batch, run.recipe.needs, policies, run.config.token_budget)
+    objective = run.objective()
     begun = time.perf_counter()
     update = run.learner.gradient(batch, objective)
     learned = (time.perf_counter() - begun) * run.recipe.epochs

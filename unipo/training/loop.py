@@ -1,4 +1,4 @@
-"""The loop: draw a batch, annotate it, update, turn the knobs, write it down. It knows no method."""
+"""The loop: draw a batch, annotate it, update, turn the knobs, write it down. It knows no method, and no kind of data."""
 
 from __future__ import annotations
 
@@ -9,30 +9,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unipo.episodes import Episodes
 from unipo.learner import Learner, Player, annotate, ledger, summary
 from unipo.learner.learner import Update
-from unipo.objectives import Objective, with_settings
-from unipo.policies import TokenPolicy
+from unipo.objectives import Needs, Objective, hoisted, with_settings
 from unipo.recipe import Recipe
-from unipo.sources.controllers import State
+from unipo.sources.controllers import Controller, State
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.mixer import Mixer
-from unipo.sources.replay import Replay
-from unipo.sources.rollouts import Rollouts
 from unipo.training.checkpoint import (
     flatten_optimizer,
     load_latest,
     save_checkpoint,
     unflatten_optimizer,
 )
-from unipo.training.config import ConfigError, RunConfig
-from unipo.training.evaluate import Evaluation, evaluate
+from unipo.training.config import BaseConfig, ConfigError
 from unipo.training.progress import Progress
 from unipo.training.records import Records
 from unipo.training.trackers import Tracker, trackers
@@ -45,23 +40,82 @@ class Interrupted(Exception):
     """The run was asked to stop (Ctrl-C or SIGTERM) and has saved itself."""
 
 
+class PolicyStep(Protocol):
+    """A step of the policy on the whole batch by an optimiser of its own, such as a trust region; `state` is saved."""
+
+    state: dict[str, Tensor]
+
+    def __call__(self, batch: Episodes, objective: Objective) -> tuple[Objective, Update]:
+        """Take the policy's terms of the objective; returns the rest of it and what was done."""
+
+
+class Data(Protocol):
+    """Where the batches of a run come from, and how its policy is measured: prompts and files, or environments.
+
+    `needs`: columns that it asks the annotator for, beside the recipe's. `unit`: what minibatches are drawn of, "group" or
+    "step" (parts that look along episodes are then evaluated before: `hoisted`).
+    """
+
+    needs: Needs
+    unit: str
+
+    def batches(self, step: int, version: int) -> Iterator[Episodes]:
+        """The batches of a step, one after the other; each is trained on before the next is drawn."""
+
+    def minibatches(self, batch: Episodes, asked: int) -> int:
+        """Into how many minibatches a batch is divided, `asked` by the recipe."""
+
+    def learned(self, batch: Episodes, step: int) -> None:
+        """The batch of a step has been trained on: remember it, write it down."""
+
+    def updated(self, updates: int) -> None:
+        """An update was made: move what follows the learner, such as target networks."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the step just made says of the data."""
+
+    def samples(self, batch: Episodes, step: int) -> Iterator[dict[str, Any]]:
+        """Readable rows of a batch."""
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Held-out metrics and readable examples; empty where there is nothing to evaluate on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers for the checkpoint."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def save(self, folder: Path) -> None:
+        """Files for the checkpoint."""
+
+    def load(self, folder: Path) -> None: ...
+
+    def describe(self) -> Iterator[str]:
+        """What a step draws, in words."""
+
+    def close(self) -> None: ...
+
+
 @dataclass
 class Run:
-    """A run with everything it is made of. `train()` takes it from where it stands to `config.steps`."""
+    """A run with everything it is made of. `train()` takes it from where it stands to `config.steps`.
 
-    config: RunConfig
+    `policy`: what is trained, evaluated and saved. `annotators`: who computes the columns `<who>_<signal>`. `modules`:
+    what is checkpointed besides the policy's parameters: critics, targets, statistics.
+    """
+
+    config: BaseConfig
     folder: Path
     recipe: Recipe
-    policy: TokenPolicy
-    references: Mapping[str, Player]
+    policy: Any
+    annotators: Mapping[str, Player]
     learner: Learner
-    mixer: Mixer
-    rollouts: Rollouts | None
-    replay: Replay | None
-    held_out: Evaluator
+    data: Data
     records: Records
     progress: Progress
     fingerprint: str
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    policy_step: PolicyStep | None = None
     step: int = 0
     seconds: float = 0.0
     tokens_trained: int = 0
@@ -85,78 +139,102 @@ class Run:
                 self._measure(0, {"step": 0})
             while self.step < self.config.steps:
                 self.advance()
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps or self._stop_asked:
+                if self.config.checkpoint_due(self.step) or self._stop_asked:
                     self.save()
                 if self._stop_asked and self.step < self.config.steps:
                     raise Interrupted(f"stopped and saved at step {self.step}; go on with: unipo resume {self.folder}")
         return self
 
     def advance(self) -> dict[str, float]:
-        """One step: batch, updates, controllers, metrics."""
-        version = self.learner.updates
-        settings = {c.knob: c.setting(self.controllers[c.knob], self.step) for c in self.recipe.controllers}
-        objective = with_settings(self.recipe.objective, settings)
-        batch = self.mixer.draw(self.step, version)
-        policies = {**self.references, "old": self.policy}
-        batch = annotate(batch, self.recipe.needs, policies, self.config.token_budget)
-        updates = [self.learner.update(part, objective) for part in self._minibatches(batch)]
+        """One step: batches, updates, controllers, metrics."""
+        version, first, last, batch = self.learner.updates, None, None, None
+        objective = self.objective()
+        for drawn in self.data.batches(self.step, version):
+            batch = self._annotated(drawn)
+            for update in self._updates(batch):
+                first, last = first or update, update
         self.step += 1
-        self._remember(batch)
-        metrics = self._metrics(batch, updates, objective, version, settings)
+        if batch is not None:
+            self.data.learned(batch, self.step)
+        metrics = self._metrics(batch, first, last, objective, version)
         for controller in self.recipe.controllers:
-            state = self.controllers[controller.knob]
-            self.controllers[controller.knob] = controller.observe(state, metrics)
-        every = self.config.eval_every
-        due = self.step == self.config.steps or (every > 0 and self.step % every == 0)
-        return self._measure(self.step, metrics, due)
+            if not controller.every_update:
+                self._turn(controller, metrics)
+        return self._measure(self.step, metrics, self.config.evaluation_due(self.step))
 
-    def _minibatches(self, batch: Episodes) -> Iterator[Episodes]:
-        """Groups stay whole; the order is keyed by (seed, step, epoch). One minibatch is the batch itself, unshuffled."""
-        parts = self.recipe.minibatches
+    def draw(self) -> Episodes:
+        """The first batch that the data has to give now, annotated: to look at, not to train on."""
+        return self._annotated(next(self.data.batches(self.step, self.learner.updates)))
+
+    def _annotated(self, batch: Episodes) -> Episodes:
+        return annotate(batch, self.recipe.needs | self.data.needs, self.annotators, self.config.token_budget)
+
+    def settings(self) -> dict[str, float]:
+        """The knobs now."""
+        step = self.step
+        return {c.knob: c.setting(self.controllers[c.knob], step) for c in self.recipe.controllers}
+
+    def objective(self) -> Objective:
+        """The recipe's objective with the knobs as they stand now."""
+        return with_settings(self.recipe.objective, self.settings())
+
+    def _updates(self, batch: Episodes) -> Iterator[Update]:
+        """Train on one batch: epochs of minibatches."""
+        objective = self.objective()
+        if self.policy_step is not None:
+            objective, update = self.policy_step(batch, objective)
+            yield update
+        for objective_now, part in self._minibatches(batch, objective):
+            update = self.learner.update(part, objective_now)
+            self.data.updated(self.learner.updates)
+            self.tokens_trained += part.count("step")
+            for controller in self.recipe.controllers:
+                if controller.every_update:
+                    self._turn(controller, update.means())
+            yield update
+
+    def _minibatches(self, batch: Episodes, objective: Objective) -> Iterator[tuple[Objective, Episodes]]:
+        """Groups (or steps) stay whole; the order is keyed by (seed, step, epoch). One minibatch is the batch, unshuffled."""
+        parts = self.data.minibatches(batch, self.recipe.minibatches)
+        if parts > 1 and self.data.unit == "step":
+            objective, batch = hoisted(objective, batch)
+            batch = batch.as_steps()
         for epoch in range(self.recipe.epochs):
             if parts <= 1:
-                yield batch
+                yield objective, batch
                 continue
             order = keyed_generator(self.config.seed, "minibatch", self.step, epoch).permutation(batch.count("group"))
             for chunk in torch.from_numpy(order).tensor_split(min(parts, batch.count("group"))):
-                yield batch.select(chunk, "group")
+                yield objective, batch.select(chunk, "group")
 
-    def _remember(self, batch: Episodes) -> None:
-        if self.rollouts is None:
-            return
-        fresh = batch.select(batch.category("source", "fresh"))
-        if self.replay is not None:
-            self.replay.add(_logged(fresh))
-        if self.config.save_episodes and len(fresh):
-            _logged(fresh).save(self.folder / "episodes" / f"step_{self.step:06d}.parquet")
+    def _turn(self, controller: Controller, metrics: Mapping[str, float]) -> None:
+        state = self.controllers[controller.knob]
+        self.controllers[controller.knob] = controller.observe(state, metrics)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------
-    def _metrics(self, batch: Episodes, updates: list[Update], objective: Objective, version: int,
-                 settings: Mapping[str, float]) -> dict[str, float]:  # fmt: skip
-        first, last = updates[0], updates[-1]
-        self.tokens_trained += sum(u.episodes.count("step") for u in updates)
-        metrics = {**summary(last), **ledger(first, version), **{f"knob/{k}": v for k, v in settings.items()}}
-        metrics["kl"] = summary(last).get("kl", float("nan"))
-        if self.rollouts is not None:
-            metrics.update(self.rollouts.metrics)
-            metrics.update({f"dropped/{k}": float(v) for k, v in self.rollouts.dropped.items() if v})
-        metrics["passes"] = float(first.passes)
-        self._guard(first)
-        if self.step == 1:
+    def _metrics(self, batch: Episodes | None, first: Update | None, last: Update | None, objective: Objective,
+                 version: int) -> dict[str, float]:  # fmt: skip
+        metrics = {f"knob/{k}": v for k, v in self.settings().items()}
+        if first is not None and last is not None and batch is not None:
+            metrics.update({**summary(last), **ledger(first, version)})
+            metrics["kl"] = summary(last).get("kl", float("nan"))
+            metrics["passes"] = float(first.passes)
+            self._guard(first)
+            self._samples(batch)
+        metrics.update(self.data.metrics())
+        if self.step == 1 and first is not None:
             self.progress.terms(metrics, [t.title for t in first.coefficients.terms])
-        self._samples(batch)
         return metrics
 
     def _measure(self, step: int, metrics: Mapping[str, float], due: bool = True) -> dict[str, float]:
         """Evaluate where due, and write the step's row."""
         self.seconds = time.perf_counter() - self._started
-        sampled = self.rollouts.tokens_sampled if self.rollouts else 0
-        row = {"step": step, "seconds": self.seconds, "reward": float("nan"), "accuracy": float("nan"), **metrics,
-               "tokens_sampled": float(sampled), "tokens_trained": float(self.tokens_trained)}  # fmt: skip
-        if due and self.held_out.prompts:
-            found = self.held_out(self.policy)
-            row.update(found.metrics())
-            self.records.samples({"step": step, "source": "held_out", "truncated": False, **e} for e in found.examples)
+        row = {"step": step, "seconds": self.seconds, "reward": float("nan"), "accuracy": float("nan"),
+               "tokens_sampled": 0.0, **metrics, "tokens_trained": float(self.tokens_trained)}  # fmt: skip
+        if due:
+            found, examples = self.data.evaluate(step)
+            row.update(found)
+            self.records.samples({"step": step, "source": "held_out", "truncated": False, **e} for e in examples)
         self.records.add(row)
         self.records.flush()
         for tracker in self._trackers:
@@ -164,28 +242,10 @@ class Run:
         self.progress.step(row)
         return row
 
-    def _samples(self, batch: Episodes, n: int = 4) -> None:
+    def _samples(self, batch: Episodes) -> None:
         """Write the first rows of each source for people to read."""
-        if self.step % max(1, self.config.eval_every or 25) not in (0, 1):
-            return
-        for name in batch.column("source").names:
-            rows = batch.category("source", name).nonzero().squeeze(1)[:n]
-            self.records.samples(self.describe(batch.select(rows)))
-
-    def describe(self, episodes: Episodes) -> Iterator[dict[str, Any]]:
-        """Readable rows: prompt and completion text, reward, source, truncated."""
-        source, prompt = episodes.column("source"), episodes.context("score")
-        for i in range(len(episodes)):
-            steps, turn = episodes.step_index(torch.tensor([i])), prompt.take(torch.tensor([i]))
-            reward = float(episodes["reward"][i]) if "reward" in episodes else float("nan")
-            yield {
-                "step": self.step,
-                "prompt": self.policy.tokenizer.decode(turn.values.tolist()),
-                "completion": self.policy.tokenizer.decode(episodes["token"][steps].tolist()),
-                "reward": None if reward != reward else reward,
-                "source": source.names[int(source.values[i])],
-                "truncated": bool(episodes["truncated"][i]) if "truncated" in episodes else False,
-            }
+        if self.step == 1 or self.config.evaluation_due(self.step):
+            self.records.samples(self.data.samples(batch, self.step))
 
     def _guard(self, update: Update) -> None:
         """The dead-term guard: a term without any gradient from the start is reported, with what it waited for."""
@@ -210,13 +270,15 @@ class Run:
         learned = self.learner.state_dict()
         tensors, groups = flatten_optimizer(learned["optimizer"])
         weights: dict[str, Tensor] = {f"policy/{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
+        weights |= {f"{m}/{n}": t for m, module in self.modules.items() for n, t in module.state_dict().items()}
+        if self.policy_step is not None:
+            weights |= {f"policy_step/{n}": t for n, t in self.policy_step.state.items()}
         state = {
             "optimizer": groups, "updates": learned["updates"], "seconds": self.seconds,
             "tokens_trained": self.tokens_trained, "controllers": self.controllers, "silent": self.silent,
-            "sources": self.mixer.state_dict(), "fingerprint": self.fingerprint,
+            "sources": self.data.state_dict(), "fingerprint": self.fingerprint,
         }  # fmt: skip
-        replayed = self.replay.save if self.replay is not None else (lambda folder: None)
-        return save_checkpoint(self.folder / "checkpoints", self.step, state, {**weights, **tensors}, replayed,
+        return save_checkpoint(self.folder / "checkpoints", self.step, state, {**weights, **tensors}, self.data.save,
                                self.config.keep_checkpoints)  # fmt: skip
 
     def restore(self, check: bool = True) -> None:
@@ -242,11 +304,14 @@ class Run:
             for name, parameter in self.policy.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(tensors[f"policy/{name}"])
+        for name, module in self.modules.items():
+            module.load_state_dict(_under(tensors, name))
+        if self.policy_step is not None:
+            self.policy_step.state.update(_under(tensors, "policy_step"))
         optimizer = unflatten_optimizer(tensors, state["optimizer"])
         self.learner.load_state_dict({"optimizer": optimizer, "updates": state["updates"]})
-        self.mixer.load_state_dict(state["sources"])
-        if self.replay is not None:
-            self.replay.load(folder)
+        self.data.load_state_dict(state["sources"])
+        self.data.load(folder)
         self.controllers, self.silent = dict(state["controllers"]), dict(state["silent"])
         self.step, self.seconds, self.tokens_trained = state["step"], state["seconds"], state["tokens_trained"]
         self.records.rewind(self.step)
@@ -284,25 +349,6 @@ def closing_all(open_trackers: list[Tracker]) -> Iterator[None]:
             tracker.close()
 
 
-@dataclass
-class Evaluator:
-    """Held-out prompts with the sampler and reward that score them."""
-
-    prompts: list[Any]
-    sampler: Any
-    reward: Any
-    seed: int
-    samples: int
-
-    def __call__(self, policy: TokenPolicy) -> Evaluation:
-        return evaluate(self.prompts, self.sampler, policy.tokenizer, self.reward, self.seed, self.samples)
-
-
-def _logged(episodes: Episodes) -> Episodes:
-    """What is kept of fresh rollouts: facts, without the mix they were drawn into or numbers computed for one update."""
-    derived = [
-        n
-        for n in episodes.columns
-        if n.split("_")[0] in ("old", "reference", "teacher") and n.endswith(("logp", "value"))
-    ]
-    return episodes.without("source", "sampling_weight", *derived)
+def _under(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `name/`, without it."""
+    return {k.partition("/")[2]: v for k, v in tensors.items() if k.startswith(f"{name}/")}

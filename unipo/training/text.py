@@ -1,0 +1,133 @@
+"""Text as the data of a run: prompts that are sampled, replayed groups, demonstrations and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unipo.episodes import Episodes
+from unipo.objectives import Needs
+from unipo.policies import TokenPolicy
+from unipo.sources.mixer import Mixer
+from unipo.sources.replay import Replay
+from unipo.sources.rollouts import Rollouts
+from unipo.training.config import RunConfig
+from unipo.training.evaluate import Evaluation, evaluate
+
+
+@dataclass
+class Evaluator:
+    """Held-out prompts with the sampler and reward that score them."""
+
+    prompts: list[Any]
+    sampler: Any
+    reward: Any
+    seed: int
+    samples: int
+
+    def __call__(self, policy: TokenPolicy) -> Evaluation:
+        return evaluate(self.prompts, self.sampler, policy.tokenizer, self.reward, self.seed, self.samples)
+
+
+@dataclass
+class TextData:
+    """One batch a step, mixed from sources; groups stay whole in minibatches."""
+
+    config: RunConfig
+    folder: Path
+    policy: TokenPolicy
+    mixer: Mixer
+    rollouts: Rollouts | None
+    replay: Replay | None
+    held_out: Evaluator
+    needs: Needs = Needs()
+    unit: str = "group"
+
+    def batches(self, step: int, version: int) -> Iterator[Episodes]:
+        yield self.mixer.draw(step, version)
+
+    def minibatches(self, batch: Episodes, asked: int) -> int:
+        return asked
+
+    def learned(self, batch: Episodes, step: int) -> None:
+        """Fresh rollouts go to the replay, and to `episodes/`."""
+        if self.rollouts is None:
+            return
+        fresh = batch.select(batch.category("source", "fresh"))
+        if self.replay is not None:
+            self.replay.add(_logged(fresh))
+        if self.config.save_episodes and len(fresh):
+            _logged(fresh).save(self.folder / "episodes" / f"step_{step:06d}.parquet")
+
+    def updated(self, updates: int) -> None:
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        if self.rollouts is None:
+            return {}
+        dropped = {f"dropped/{k}": float(v) for k, v in self.rollouts.dropped.items() if v}
+        return {**self.rollouts.metrics, **dropped, "tokens_sampled": float(self.rollouts.tokens_sampled)}
+
+    def samples(self, batch: Episodes, step: int, n: int = 4) -> Iterator[dict[str, Any]]:
+        """The first rows of each source: prompt and completion text, reward, source, truncated."""
+        source, context = batch.column("source"), batch.context("score")
+        for name in source.names:
+            for i in batch.category("source", name).nonzero().squeeze(1)[:n].tolist():
+                steps, turn = batch.step_index(torch.tensor([i])), context.take(torch.tensor([i]))
+                reward = float(batch["reward"][i]) if "reward" in batch else float("nan")
+                yield {
+                    "step": step,
+                    "prompt": self.policy.tokenizer.decode(turn.values.tolist()),
+                    "completion": self.policy.tokenizer.decode(batch["token"][steps].tolist()),
+                    "reward": None if reward != reward else reward,
+                    "source": name,
+                    "truncated": bool(batch["truncated"][i]) if "truncated" in batch else False,
+                }
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        if not self.held_out.prompts:
+            return {}, []
+        found = self.held_out(self.policy)
+        return found.metrics(), found.examples
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.mixer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mixer.load_state_dict(state)
+
+    def save(self, folder: Path) -> None:
+        if self.replay is not None:
+            self.replay.save(folder)
+
+    def load(self, folder: Path) -> None:
+        if self.replay is not None:
+            self.replay.load(folder)
+
+    def describe(self) -> Iterator[str]:
+        if self.rollouts is not None:
+            prompts, group = self.config.prompts, self.rollouts.spec.group
+            yield f"{prompts} prompts x {group} rollouts = {prompts * group} completions of the policy"
+        if self.replay is not None:
+            yield f"{self.config.replay} groups replayed"
+        if self.config.demos:
+            yield f"{self.config.demos_per_step} demonstrations"
+        if self.config.pairs:
+            yield f"{self.config.pairs_per_step} pairs"
+
+    def close(self) -> None:
+        return None
+
+
+def _logged(episodes: Episodes) -> Episodes:
+    """What is kept of fresh rollouts: facts, without the mix they were drawn into or numbers computed for one update."""
+    derived = [
+        n
+        for n in episodes.columns
+        if n.split("_")[0] in ("old", "reference", "teacher") and n.endswith(("logp", "value"))
+    ]
+    return episodes.without("source", "sampling_weight", *derived)
