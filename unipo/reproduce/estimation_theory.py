@@ -122,7 +122,7 @@ EVALUATION = Claim(
 )
 
 # ---- row 147: trajectory trees pay for what the class reaches, not for the number of states --------------------------
-POLICIES, HORIZON, TREES, BLOCKS = 64, 6, 4096, (16, 64, 256)
+POLICIES, HORIZON, TREES, BLOCKS = 64, 6, 16384, (16, 64, 256)
 REACH = sum(min(POLICIES, 2 ** (h + 1)) for h in range(HORIZON))
 
 
@@ -216,15 +216,18 @@ SEARCH = Claim(
         Expectation(arm="importance, 512 states", metric="log uniform error", than=TREE_ARMS[2], least=0.0),
     ),
     note=f"{POLICIES} threshold policies on a noisy walk of {HORIZON} steps, on grids of growing size. Uniform error: the "
-    f"largest |V^ - V| over the class, mean over blocks of 256 trees; slopes from blocks of {BLOCKS}. Bound: Hoeffding at "
-    f"delta 0.05. Calls per tree are at most the sum over steps of min(64, 2^(h+1)) = {REACH}. Importance sampling gets as many calls, "
-    "as uniformly acting episodes. Values are exact. The thesis' constants and its online algorithm (POPLER) are left out.",
+    f"largest |V^ - V| over the class, mean over blocks of 256 of {TREES} trees; slopes from blocks of {BLOCKS}. Bound: "
+    f"Hoeffding at delta 0.05. Calls per tree are at most the sum over steps of min(64, 2^(h+1)) = {REACH}. Importance sampling "
+    "gets as many calls, as uniformly acting episodes. Values are exact. A first run with 4096 trees was reproduced in all "
+    "parts but the comparison between grids, which was inconclusive (intervals [-0.22, 0.16] and [-0.14, 0.26] against "
+    "+-0.2): hence four times as many. The thesis' constants and its online algorithm (POPLER) are left out.",
 )
 
 # ---- row 137: the Gaussian bandit ------------------------------------------------------------------------------------
 FISHER = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
 REWARDS = {"r=a": (1, (1.0, 0.0)), "r=a^2": (2, (0.0, 2.0))}
 SAMPLES, NOISE = (5, 10, 20), 0.01
+EXACT = {"r=a": 0.01, "r=a^2": 0.04}  # a tenth of the length of the gradient, squared
 Estimator = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -246,9 +249,8 @@ def gradient_trial(estimate: Estimator, rate: float, seed: int, steps: int) -> M
             error = (mean - true).square().sum(1).mean()
             expected = torch.stack([c.trace() for _, c in found]).mean()
             measured[f"squared error, {name}, M={m}"] = float(error)
-            measured[f"relative error, {name}, M={m}"] = float(error.sqrt() / true.norm())
             measured[f"main component, {name}, M={m}"] = float(mean.mean(0)[power - 1])
-            measured[f"squared error / its expectation, {name}, M={m}"] = float(error / expected)
+        measured[f"error / reported, {name}, M={m}"] = float(error / expected)
     return measured
 
 
@@ -273,12 +275,12 @@ GRADIENT = Claim(
             for name in REWARDS
             for m in SAMPLES
         ),
-        *(Expectation(arm="Model 1", metric=f"relative error, {name}, M=20", most=0.1) for name in REWARDS),
+        *(Expectation(arm="Model 1", metric=f"squared error, {name}, M=20", most=most) for name, most in EXACT.items()),
     ),
     note="The paper's bandit: a ~ N(0, 1), scores (a, a^2 - 1), G = diag(1, 2), rewards a and a^2, exact gradients (1, 0) and "
     "(0, 2), s^2 = 0.01, 400 estimates per seed and number of samples. Both models shrink towards 0, so errors are compared "
-    "and not biases. Squared error over the trace of the reported covariance says how calibrated an estimator is. "
-    "Left out: the paper's mountain car and ship steering.",
+    "and not biases. Error / reported: squared error over the trace of the covariance that the estimator reports for "
+    "itself, 1 if calibrated. Left out: the paper's mountain car and ship steering.",
 )
 
 CLAIMS: tuple[Claim, ...] = (EVALUATION, SEARCH, GRADIENT, estimation_datasets.CLAIM)
