@@ -13,8 +13,12 @@ from torch.nn.functional import softplus
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 LOG_4 = 2 * math.log(2)
-EDGE = 1e-6
-"""Bounded actions are kept this far from their bounds where a density is evaluated: at the bounds it is 0 or infinite."""
+
+
+def inside(action: Tensor) -> Tensor:
+    """`action` kept one rounding step off -1 and 1, where squashed and Beta densities are 0 or infinite."""
+    edge = torch.finfo(action.dtype).eps
+    return action.clamp(-1 + edge, 1 - edge)
 
 
 def inverse_cdf(probability: Tensor, noise: Tensor) -> Tensor:

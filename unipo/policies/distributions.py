@@ -12,6 +12,7 @@ Legend: N steps, A action components, K experts, P parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -20,12 +21,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from unipo.policies.densities import (
-    EDGE,
     HALF_LOG_2PI,
     beta_entropy,
     beta_kl,
     beta_logp,
     beta_quantile,
+    inside,
     inverse_cdf,
     normal_kl,
     normal_logp,
@@ -217,8 +218,8 @@ class Gaussian:
 class SquashedGaussian:
     """tanh of a diagonal Gaussian, on (-1, 1)^A; raw = [mean, log_std] [N, 2A], the log-std clamped to its bounds.
 
-    `logp` of an action inverts the tanh and is inexact within 1e-6 of the bounds; `sample_with_logp` is exact everywhere.
-    The mode is tanh(mean). KL is that of the Gaussians: tanh is a bijection.
+    `logp` of an action inverts the tanh, as far as rounding left something to invert near the bounds;
+    `sample_with_logp` is exact everywhere. The mode is tanh(mean). KL is that of the Gaussians: tanh is a bijection.
     """
 
     size: int
@@ -255,7 +256,7 @@ class SquashedGaussian:
 
     def logp(self, raw: Tensor, action: Tensor) -> Tensor:
         mean, log_std = self._split(raw)
-        u = action.clamp(-1 + EDGE, 1 - EDGE).atanh()
+        u = inside(action).atanh()
         return squashed_logp((u - mean) * (-log_std).exp(), log_std, u)
 
     def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +283,7 @@ class Beta:
     """Independent Beta(alpha, beta) stretched to [-1, 1]; raw gives alpha, beta = 1 + softplus(raw) [N, 2A]: one peak.
 
     Chou, Maturana and Scherer 2017. `sample` inverts the distribution function (scipy, on the host) and is differentiable
-    (implicit reparameterisation, arXiv:1805.08498); actions within 1e-6 of the bounds are valued as if there.
+    (implicit reparameterisation, arXiv:1805.08498); actions at the bounds are valued as if just inside.
     """
 
     size: int
@@ -312,7 +313,7 @@ class Beta:
         return 2 * beta_quantile(*self._split(raw), torch.special.ndtr(noise)) - 1
 
     def logp(self, raw: Tensor, action: Tensor) -> Tensor:
-        x = action.clamp(-1 + EDGE, 1 - EDGE).add(1).div(2)
+        x = inside(action).add(1).div(2)
         return beta_logp(*self._split(raw), x).sum(-1) - self.size * math.log(2)
 
     def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -377,7 +378,7 @@ class Deterministic:
         raise NotImplementedError(_NO_DENSITY)
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., Distribution]] = {
     kind.__name__: kind
     for kind in (Beta, Categorical, Deterministic, Gaussian, GaussianMixture, MultiCategorical, SquashedGaussian)
 }

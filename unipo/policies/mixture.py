@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from unipo.policies.densities import EDGE, inverse_cdf, log_slope, normal_logp
+from unipo.policies.densities import inside, inverse_cdf, log_slope, normal_logp
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class GaussianMixture:
         return self._squash(_pick(self._components(raw, noise)[0], self._choice(raw, noise)))
 
     def logp(self, raw: Tensor, action: Tensor) -> Tensor:
-        u = action.clamp(-1 + EDGE, 1 - EDGE).atanh() if self.squashed else action
+        u = inside(action).atanh() if self.squashed else action
         return self._density(raw, u) - self._log_slope(u)
 
     def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
