@@ -2,97 +2,272 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.sum_tree import SumTree
 
 Array = NDArray[Any]
 _EPISODE = ("terminated", "truncated", "policy_version")
 _ROW_ONLY = ("env", "episode_number")
 
 
+@dataclass(frozen=True, slots=True)
+class Prioritised:
+    """Row i is drawn with P(i) = p_i^alpha / sum p^alpha, p_i = |error_i| + eps (Schaul et al. 2016, proportional, stratified).
+
+    The correction (N P(i))^-beta, divided by the largest of the batch, is column `replay_weight`; beta rises to 1 in
+    `beta_steps` steps (0: it stays). A new row has the largest priority seen so far.
+    """
+
+    alpha: float = 0.6
+    beta: float = 0.4
+    beta_steps: int = 0
+    eps: float = 1e-6
+
+    def correction(self, step: int) -> float:
+        """beta at `step`."""
+        return self.beta + (1 - self.beta) * min(step / self.beta_steps, 1.0) if self.beta_steps else self.beta
+
+
 class TransitionReplay:
-    """Keeps the last `capacity` transitions and draws from them uniformly, with replacement.
+    """Keeps the last `capacity` transitions and draws from them with replacement: a function of (content, seed, step, index).
 
     A transition is one packed row, so that a batch is one gather. The rows' columns are those of the first rows added.
-    `noise`: names and shapes of the standard normals that a batch carries, such as {"noise": (6,), "next_noise": (6,)}.
-    `n_step`, `gamma`: a drawn row stands for up to n_step steps: their discounted rewards and where they led to. They end
-    with the episode, or with the newest row; `discount` says gamma^(steps), to multiply what is bootstrapped.
+
+    Args:
+        gamma, n_step: a drawn row stands for up to n_step steps: their discounted rewards, and where they led to. They end
+            with the episode, or with the newest row; `discount` = gamma^(number of steps) multiplies what is bootstrapped.
+        noise: names and shapes of standard normals for every row of a batch, such as {"noise": (6,), "next_noise": (6,)}.
+        prioritised: draw in proportion to what `update_priorities` was told, instead of uniformly.
+        folder: keep the rows in the memory-mapped file `folder/transitions.npy`, with `slack` more rows than `capacity`:
+            a checkpoint then needs no copy of them, and is whole until `slack` further rows have been added.
     """
 
     def __init__(self, capacity: int, seed: int, gamma: float = 0.99, n_step: int = 1,
-                 noise: Mapping[str, tuple[int, ...]] | None = None) -> None:  # fmt: skip
+                 noise: Mapping[str, tuple[int, ...]] | None = None, prioritised: Prioritised | None = None,
+                 folder: Path | None = None, slack: int = 100_000) -> None:  # fmt: skip
+        if capacity < 1 or n_step < 1:
+            raise ValueError(f"capacity is {capacity} and n_step {n_step}: expected at least 1")
         self.capacity, self.seed, self.gamma, self.n_step = capacity, seed, gamma, n_step
-        self.noise = dict(noise or {})
+        self.noise, self.prioritised, self.folder = dict(noise or {}), prioritised, folder
+        self.size = capacity if folder is None else capacity + slack
         self.written = 0
         self._rows: Array | None = None
+        self._names: list[str] = []
         self._newest: dict[int, int] = {}
+        self._tree = SumTree(self.size) if prioritised else None
+        self._largest = 1.0
 
     def __len__(self) -> int:
         return min(self.written, self.capacity)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the ring."""
+        return 0 if self._rows is None else self._rows.nbytes
+
     # ---- adding ----------------------------------------------------------------------------------------------------
+    def add(self, fragments: Episodes) -> None:
+        """Add the steps of fragments, as `Collector.collect` gave them."""
+        rows = rows_of(fragments)
+        for start in range(0, len(rows["reward"]), self.capacity):
+            self.add_rows({name: v[start : start + self.capacity] for name, v in rows.items()})
+
     def add_rows(self, rows: Mapping[str, Array]) -> None:
-        """Add what `Collector.step` gave: rows [n, ...], in the order given; the oldest make room."""
-        count = len(rows["reward"])
+        """Add what `Collector.step` gave: at most `capacity` rows [n, ...]; the oldest make room. ValueError: other columns."""
         if self._rows is None:
-            self._rows = np.zeros(self.capacity, dtype=_row_type(rows))
-        slots = np.arange(self.written, self.written + count) % self.capacity
-        for name in self._rows.dtype.names or ():
-            if name != "ahead":
+            self._rows = self._opened(_row_type(rows))
+        numbers = np.arange(self.written, self.written + len(rows["reward"]))
+        slots = numbers % self.size
+        try:
+            for name in self._names:
                 self._rows[name][slots] = rows[name]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"these rows do not fit the replay's {self._rows.dtype}: {error}") from error
         self._rows["ahead"][slots] = 0
         self._link(rows)
-        self.written += count
+        self.written += len(numbers)
+        if self._tree is not None:
+            self._tree[(numbers - self.capacity) % self.size] = 0.0
+            self._tree[slots] = self._largest
+        if self.folder is not None:
+            self._count[0] = self.written
 
     def _link(self, rows: Mapping[str, Array]) -> None:
         """Tell every row how far ahead the next step of its episode is."""
         assert self._rows is not None
-        ended = rows["terminated"] | rows["truncated"]
-        for i, env in enumerate(rows["env"].tolist()):
-            number, before = self.written + i, self._newest.pop(env, None)
+        ended = (rows["terminated"] | rows["truncated"]).tolist()
+        for number, (env, over) in enumerate(zip(rows["env"].tolist(), ended, strict=True), self.written):
+            before = self._newest.pop(env, None)
             if before is not None and number - before < self.capacity:
-                self._rows["ahead"][before % self.capacity] = number - before
-            if not ended[i]:
+                self._rows["ahead"][before % self.size] = number - before
+            if not over:
                 self._newest[env] = number
 
-    def add(self, fragments: Episodes) -> None:
-        """Add the steps of fragments, as `Collector.collect` gave them."""
-        self.add_rows(rows_of(fragments))
+    def update_priorities(self, numbers: Tensor, errors: Tensor) -> None:
+        """New priorities |errors| [n] of the rows `numbers` [n], column `replay_index` of a batch. Rows that left are skipped."""
+        assert self._tree is not None, "this replay is not prioritised"
+        alpha, eps = self._rule.alpha, self._rule.eps
+        priorities = (errors.detach().abs().double().numpy() + eps) ** alpha
+        here = numbers.numpy() >= self.written - self.capacity
+        self._tree[numbers.numpy()[here] % self.size] = priorities[here]
+        self._largest = max(self._largest, float(priorities.max(initial=0.0)))
 
     # ---- drawing ---------------------------------------------------------------------------------------------------
     def sample(self, batch_size: int, step: int, index: int = 0) -> Episodes:
-        """`batch_size` transitions, a function of (content, seed, step, index) alone, as episodes of one step.
+        """`batch_size` transitions as episodes of one step; `index` tells several batches of one step apart.
 
         Step columns: observation, action, reward (n-step sum), behavior_logp, the info columns and the noise. Episode
-        columns: terminated, truncated, final_observation, discount, policy_version, kind.
+        columns: terminated, truncated, final_observation, discount, policy_version, kind, and where prioritised
+        replay_weight and replay_index. Raises ValueError when empty.
         """
         if self._rows is None:
             raise ValueError("the replay is empty: add transitions before sampling")
         generator = keyed_generator(self.seed, "transitions", step, index)
-        numbers = self.written - len(self) + generator.integers(0, len(self), batch_size)
-        rows = self._rows.take(numbers % self.capacity)
-        columns = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in rows.dtype.names or ()}
-        columns.pop("ahead")
-        final = columns.pop("next_observation")
+        numbers, extra = self._drawn(generator, batch_size, step)
+        rows = self._rows.take(numbers % self.size)
+        columns = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in self._names}
+        final, discount = columns.pop("next_observation"), torch.full((batch_size,), self.gamma)
         episode = {name: columns.pop(name) for name in _EPISODE}
-        episode["policy_version"] = episode["policy_version"].long()
-        episode |= {"final_observation": final, "discount": torch.full((batch_size,), self.gamma)}
+        if self.n_step > 1:
+            last, reward, reached = self._followed(numbers, rows)
+            columns["reward"], discount = torch.from_numpy(reward), torch.from_numpy(reached)
+            final, episode["terminated"], episode["truncated"] = (
+                torch.from_numpy(np.ascontiguousarray(last[name]))
+                for name in ("next_observation", "terminated", "truncated")
+            )
+        normals = generator.standard_normal(batch_size * sum(prod(s) for s in self.noise.values()), dtype=np.float32)
+        start = 0
         for name, shape in self.noise.items():
-            drawn = generator.standard_normal((batch_size, *shape), dtype=np.float32)
-            columns[name] = torch.from_numpy(drawn)
-        return Episodes.flat(columns, episode, kind="rollout")
+            end = start + batch_size * prod(shape)
+            columns[name], start = torch.from_numpy(normals[start:end].reshape(batch_size, *shape)), end
+        return Episodes.flat(
+            columns, {**episode, "final_observation": final, "discount": discount, **extra}, kind="rollout"
+        )
+
+    def _drawn(self, generator: np.random.Generator, n: int, step: int) -> tuple[Array, dict[str, Tensor]]:
+        oldest = self.written - len(self)
+        if self._tree is None:
+            return oldest + generator.integers(0, len(self), n), {}
+        total = self._tree.total
+        slots = self._tree.find((np.arange(n) + generator.random(n)) * (total / n))
+        numbers = oldest + (slots - oldest) % self.size
+        weight = (len(self) * self._tree[slots] / total) ** -self._rule.correction(step)
+        largest_is_1 = torch.from_numpy((weight / weight.max()).astype(np.float32))
+        return numbers, {"replay_weight": largest_is_1, "replay_index": torch.from_numpy(numbers)}
+
+    def _followed(self, numbers: Array, rows: Array) -> tuple[Array, Array, Array]:
+        """Where up to n_step steps from `numbers` [n] lead: the last rows, sum_k gamma^k r_k, gamma^(number of steps)."""
+        assert self._rows is not None
+        reward, discount = rows["reward"].copy(), np.full(len(rows), self.gamma, dtype=np.float32)
+        for _ in range(self.n_step - 1):
+            after = numbers + rows["ahead"]
+            on = (rows["ahead"] > 0) & (after < self.written)
+            numbers = np.where(on, after, numbers)
+            rows = self._rows.take(numbers % self.size)
+            reward += np.where(on, discount * rows["reward"], np.float32(0))
+            discount = np.where(on, discount * np.float32(self.gamma), discount)
+        return rows, reward, discount
+
+    # ---- disk ------------------------------------------------------------------------------------------------------
+    def _opened(self, row_type: np.dtype[Any] | None = None) -> Array:
+        """The ring: in memory, or a file; `row_type` None reads the file that is there."""
+        rows = np.zeros(self.size, row_type) if self.folder is None else self._mapped(self.folder, row_type)
+        self._names = [name for name in rows.dtype.names or () if name != "ahead"]
+        return rows
+
+    def _mapped(self, folder: Path, row_type: np.dtype[Any] | None) -> Array:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows, count = folder / "transitions.npy", folder / "written.npy"
+        if row_type is None:
+            self._file, self._count = open_memmap(rows, "r+"), open_memmap(count, "r+")
+        else:
+            self._file, self._count = (
+                open_memmap(rows, "w+", row_type, (self.size,)),
+                open_memmap(count, "w+", np.int64, (1,)),
+            )
+        return np.asarray(self._file)
+
+    @property
+    def _rule(self) -> Prioritised:
+        assert self.prioritised is not None
+        return self.prioritised
+
+    def _window(self) -> Array:
+        return np.arange(self.written - len(self), self.written) % self.size
+
+    def save(self, folder: Path) -> None:
+        """Write to the checkpoint `folder` what `load` needs: everything, or where a file holds the rows, the rest."""
+        if self._rows is None:
+            return
+        state = {"written": self.written, "newest": list(self._newest.items()), "largest": self._largest}
+        (folder / "replay.json").write_text(json.dumps(state))
+        if self._tree is not None:
+            np.save(folder / "priorities.npy", self._tree[self._window()])
+        if self.folder is None:
+            np.save(folder / "transitions.npy", self._rows[self._window()])
+        else:
+            self._file.flush()
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly where `save` was called. ValueError where the file's rows have been overwritten since."""
+        if not (folder / "replay.json").exists():
+            return
+        state = json.loads((folder / "replay.json").read_text())
+        self.written, self._newest, self._largest = (
+            state["written"],
+            dict(map(tuple, state["newest"])),
+            state["largest"],
+        )
+        if self.folder is None:
+            kept = np.load(folder / "transitions.npy")
+            self._rows = self._opened(kept.dtype)
+            self._rows[self._window()] = kept
+        else:
+            self._rows = self._opened()
+            self._whole()
+        if self._tree is not None:
+            self._tree = SumTree(self.size)
+            self._tree[self._window()] = np.load(folder / "priorities.npy")
+
+    def _whole(self) -> None:
+        assert self._rows is not None
+        if len(self._rows) != self.size:
+            raise ValueError(
+                f"{self.folder} holds {len(self._rows)} rows, expected {self.size}: keep capacity and slack"
+            )
+        over = int(self._count[0]) - self.written - (self.size - self.capacity)
+        if over > 0 and int(self._count[0]) > self.size:
+            raise ValueError(
+                f"{over} transitions that the checkpoint needs were overwritten in {self.folder}: "
+                "checkpoint more often, or give the replay more slack"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        return None
 
 
 def rows_of(fragments: Episodes) -> dict[str, Array]:
-    """Rows [N, ...] of fragments: what `Collector.step` gives, in the order of the fragments' steps."""
+    """Rows [N, ...] of fragments: what `Collector.step` gives, in the order of the fragments' steps.
+
+    Column `env` may be missing where no fragment goes on in a later one (no `unfinished`).
+    """
     index, steps = fragments.index("episode"), fragments.count("step")
     last = torch.zeros(steps, dtype=torch.bool)
     ends = fragments.lengths().cumsum(0) - 1
@@ -108,12 +283,13 @@ def rows_of(fragments: Episodes) -> dict[str, Array]:
         "terminated": last & fragments["terminated"][index],
         "truncated": last & over[index],
     }
-    rows |= {name: fragments[name][index] for name in ("env", "episode_number", "policy_version")}
+    for name in ("env", "policy_version"):
+        rows[name] = fragments[name][index] if name in fragments else torch.full((steps,), -1)
     return {name: v.numpy() for name, v in rows.items()}
 
 
 def _row_type(rows: Mapping[str, Array]) -> np.dtype[Any]:
-    kept = {name: v for name, v in rows.items() if name not in _ROW_ONLY}
-    fields = [(name, np.int32 if name == "policy_version" else v.dtype, v.shape[1:]) for name, v in kept.items()]
-    fields.sort(key=lambda f: -np.dtype(f[1]).itemsize)
-    return np.dtype([*fields, ("ahead", np.int32)], align=True)
+    """Widest numbers first, so that nothing is lost to alignment."""
+    fields = [(name, v.dtype, v.shape[1:]) for name, v in rows.items() if name not in _ROW_ONLY]
+    fields.append(("ahead", np.dtype(np.int32), ()))
+    return np.dtype(sorted(fields, key=lambda field: -field[1].itemsize), align=True)
