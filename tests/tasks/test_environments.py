@@ -304,7 +304,7 @@ def test_proximity_pays_by_distance():
 
 
 def test_the_lakes_tables_are_the_lake():
-    env = PostDecisionFrozenLake(proximity=0.3)
+    env = PostDecisionFrozenLake(proximity=0.3, slip=0.3)
     process, rng = env.process(), np.random.default_rng(0)
     policy = torch.from_numpy(rng.dirichlet(np.ones(4), 16))
     found = returns(env, lambda o: rng.choice(4, p=policy[o.argmax()].numpy()), 2000)
