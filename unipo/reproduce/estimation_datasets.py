@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unipo.functional import state_action_coverage, trajectory_quality
+from unipo.methods.estimation_theory import STUDIES
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.sources.keyed import keyed_generator
 from unipo.tabular.mdp import EpisodicMDP, FiniteMDP
@@ -206,8 +207,7 @@ def trial(learner: Callable[..., Tensor], rate: float, seed: int, steps: int) ->
 
 CLAIM = Claim(
     slug="dataset-saco-tq",
-    statement="Off-policy learning follows the coverage of its data set and behaviour cloning its quality; constrained "
-    "learners do well where either is high.",
+    statement=next(study.claim for study in STUDIES if study.slug == "dataset-saco-tq"),
     arms={
         "BC": cloned,
         "DQN": partial(greedy_q, conservative=0.0),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unipo.functional import bpg_model_1, bpg_model_2
+from unipo.methods.estimation_theory import STUDIES
 from unipo.reproduce import estimation_datasets
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.sources.keyed import keyed_generator
@@ -29,6 +30,8 @@ from unipo.tabular.least_squares import (
     two_state_chain,
 )
 from unipo.tabular.mdp import EpisodicMDP, FiniteMDP, random_mdp
+
+STATEMENTS = {study.slug: study.claim for study in STUDIES}
 
 # ---- row 62: realizable is enough for LSTD, not for fitted Q evaluation ----------------------------------------------
 STATES, ACTIONS, FEATURES, REPEATS = 20, 3, 5, 8
@@ -99,8 +102,7 @@ def evaluation_trial(
 
 EVALUATION = Claim(
     slug="realizable-offpolicy",
-    statement="With a realizable critic and no Bellman completeness, least-squares temporal differences evaluate a policy at "
-    "the rate kappa sigma sqrt(d/n); fitted Q evaluation can diverge.",
+    statement=STATEMENTS["realizable-offpolicy"],
     arms={"lstd": lambda moments, steps: lstd(moments), "fqe": iterated},
     trial=evaluation_trial,
     steps=200,
@@ -194,8 +196,7 @@ def search_trial(
 TREE_ARMS = tuple(f"trees, {states} states" for states in (64, 256, 512))
 SEARCH = Claim(
     slug="agnostic-rl",
-    statement="Trajectory trees evaluate all policies of a class from as many samples as its spanning capacity asks for, with no "
-    "dependence on the number of states.",
+    statement=STATEMENTS["agnostic-rl"],
     arms={
         **{name: (tree_estimates, states) for name, states in zip(TREE_ARMS, (64, 256, 512), strict=True)},
         "importance, 512 states": (importance_estimates, 512),
@@ -256,8 +257,7 @@ def gradient_trial(estimate: Estimator, rate: float, seed: int, steps: int) -> M
 
 GRADIENT = Claim(
     slug="bayesian-pg",
-    statement="Bayesian quadrature estimates a policy gradient with less squared error than Monte Carlo from few samples; with a "
-    "prior on the integrand it is all but exact from 20.",
+    statement=STATEMENTS["bayesian-pg"],
     arms={
         "Model 1": lambda scores, returns: bpg_model_1(scores, returns, FISHER, NOISE),
         "Model 2": lambda scores, returns: bpg_model_2(scores, returns, FISHER, NOISE),
