@@ -27,13 +27,6 @@ from unipo.critics import (
 )
 from unipo.policies.control import ControlPolicy, next_observation
 from unipo.policies.distributions import (
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
     Beta,
     Categorical,
     Deterministic,
@@ -44,6 +37,11 @@ def seeded() -> None:
 )
 
 D, A, N = 3, 2, 6
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 def policy_of(distribution: Any) -> ControlPolicy:

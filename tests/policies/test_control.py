@@ -242,8 +242,18 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 
 # ---- saving --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("distribution", [Categorical(3), MultiCategorical((2, 4)), Gaussian(2), Deterministic(2, 0.3),
-                                          SquashedGaussian(2, -5), GaussianMixture(2, 3, spread=1.0), Beta(2)], ids=str)  # fmt: skip
+SAVED: list[Any] = [
+    Categorical(3),
+    MultiCategorical((2, 4)),
+    Gaussian(2),
+    Deterministic(2, 0.3),
+    SquashedGaussian(2, -5),
+    GaussianMixture(2, 3, spread=1.0),
+    Beta(2),
+]
+
+
+@pytest.mark.parametrize("distribution", SAVED, ids=str)
 def test_a_saved_policy_acts_the_same(distribution: Any, tmp_path: Path) -> None:
     normaliser = Normaliser(3, clip=5.0)
     normaliser.update(torch.randn(20, 3) * 3)
