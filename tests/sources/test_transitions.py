@@ -223,7 +223,7 @@ def same(a: Episodes, b: Episodes) -> bool:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("prioritised", [None, Prioritised()])
 def test_resume_is_exact(tmp_path, mapped: bool, prioritised: Prioritised | None) -> None:
-    """Saved after 13 rows; five more are added before the crash. The resumed replay draws as the saved one, then as it went on."""
+    """Saved after 13 rows; five more are added before the crash. The resumed draws as the saved did, and goes on as it did."""
 
     def made() -> TransitionReplay:
         folder = tmp_path / "rows" if mapped else None
@@ -248,7 +248,7 @@ def test_a_file_that_went_too_far_is_told(tmp_path) -> None:
     first = filled(TransitionReplay(6, 1, folder=tmp_path / "rows", slack=5), range(13))
     first.save(tmp_path)
     filled(first, range(13, 20))
-    with pytest.raises(ValueError, match="2 transitions that the checkpoint needs were overwritten.*slack"):
+    with pytest.raises(ValueError, match=r"2 transitions that the checkpoint needs were overwritten.*slack"):
         TransitionReplay(6, 1, folder=tmp_path / "rows", slack=5).load(tmp_path)
     with pytest.raises(ValueError, match="holds 11 rows, expected 12"):
         TransitionReplay(7, 1, folder=tmp_path / "rows", slack=5).load(tmp_path)

@@ -1,0 +1,120 @@
+"""Spaces of environments, as policies see them: observations are vectors, actions are integers from 0 or numbers around 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from unipo.sources.environment_errors import TaskEnvironmentError
+
+Array = NDArray[Any]
+_INTEGER: np.dtype[Any] = np.dtype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationSpec:
+    """Observations as vectors of `size` numbers."""
+
+    size: int
+
+    @classmethod
+    def of(cls, space: spaces.Space[Any]) -> ObservationSpec:
+        """Raises TaskEnvironmentError for a space (or a part of it) that has no vector of fixed size."""
+        for part in _leaves(space):
+            if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+                raise TaskEnvironmentError(
+                    f"observation space {space} is not supported because of {part}: expected Box, Discrete, MultiDiscrete, "
+                    "MultiBinary, or a Dict or Tuple of these; wrap the environment to return one of them"
+                )
+        return cls(spaces.flatdim(space))
+
+
+def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
+    inner: Sequence[spaces.Space[Any]] = ()
+    if isinstance(space, spaces.Dict):
+        inner = list(space.spaces.values())
+    elif isinstance(space, spaces.Tuple):
+        inner = space.spaces
+    else:
+        return [space]
+    return [leaf for part in inner for leaf in _leaves(part)]
+
+
+def _nothing() -> Array:
+    return np.zeros(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActionSpec:
+    """What a policy has to give: `kind` is categorical, multi_categorical or box.
+
+    `size`: choices of a categorical action, else the length of the action vector. `sizes`: choices per component.
+    `low`, `high` [size]: limits of the box; components with two finite limits are mapped from [-1, 1] by
+    centre + half * action, the others are taken as they are. `bounded`: every component has two finite limits.
+    """
+
+    kind: str
+    size: int
+    sizes: tuple[int, ...] = ()
+    low: Array = field(default_factory=_nothing)
+    high: Array = field(default_factory=_nothing)
+    centre: Array = field(default_factory=_nothing)
+    half: Array = field(default_factory=_nothing)
+    bounded: bool = True
+    start: Array | int = 0
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] = _INTEGER
+
+    @classmethod
+    def of(cls, space: spaces.Space[Any]) -> ActionSpec:
+        """Raises TaskEnvironmentError for any other space than Box, Discrete, MultiDiscrete and MultiBinary."""
+        if isinstance(space, spaces.Discrete):
+            return cls("categorical", int(space.n), (int(space.n),), start=int(space.start))
+        if isinstance(space, spaces.MultiDiscrete):
+            sizes, start = tuple(int(n) for n in space.nvec.flat), space.start.reshape(-1)
+            return cls("multi_categorical", len(sizes), sizes, start=start, shape=space.shape, dtype=space.dtype)
+        if isinstance(space, spaces.MultiBinary):
+            size = int(np.prod(space.shape))
+            return cls("multi_categorical", size, (2,) * size, shape=space.shape, dtype=space.dtype)
+        if isinstance(space, spaces.Box):
+            return cls._of_box(space)
+        raise TaskEnvironmentError(
+            f"action space {space} is not supported: expected Box, Discrete, MultiDiscrete or MultiBinary; wrap the environment"
+        )
+
+    @classmethod
+    def _of_box(cls, space: spaces.Box) -> ActionSpec:
+        low, high = (x.reshape(-1).astype(np.float32) for x in (space.low, space.high))
+        if not (low <= high).all():
+            raise TaskEnvironmentError(f"action space {space} has limits {low} and {high}: expected low <= high")
+        limited = np.isfinite(low) & np.isfinite(high)
+        centre, half = np.zeros_like(low), np.ones_like(low)
+        centre[limited], half[limited] = (low[limited] + high[limited]) / 2, (high[limited] - low[limited]) / 2
+        return cls(
+            "box", low.size, (), low, high, centre, half, bool(limited.all()), shape=space.shape, dtype=space.dtype
+        )
+
+    def native(self, action: Array) -> Array:
+        """[n, ...] actions of a policy to [n, *shape] actions of the environment. Raises ValueError where they are no actions."""
+        if self.kind == "box":
+            native = np.minimum(np.maximum(self.centre + self.half * action, self.low), self.high)
+            if not finite(native):
+                raise ValueError(f"the policy gave a NaN action: {action.tolist()}; its parameters have diverged")
+            native = native.round() if self.dtype.kind in "iu" else native
+        else:
+            if np.count_nonzero((action < 0) | (action >= self.sizes)):
+                raise ValueError(f"the policy chose {action.tolist()}: expected integers from 0 to below {self.sizes}")
+            native = action + self.start
+        return native.astype(self.dtype, copy=False).reshape(len(action), *self.shape)
+
+
+def finite(x: Array) -> bool:
+    """No NaN and no infinity: they survive a sum of squares, which is quick; where that overflows, look at each."""
+    flat = x.ravel()
+    return isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
