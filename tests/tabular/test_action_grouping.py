@@ -8,6 +8,7 @@ from unipo.tabular import (
     FiniteMDP,
     Grouping,
     Similarity,
+    bernoulli,
     choose_groups,
     clustered_mdp,
     estimation_error,
@@ -16,6 +17,7 @@ from unipo.tabular import (
     performance_loss,
     random_mdp,
     sampled_lifted,
+    sure,
 )
 
 
@@ -114,6 +116,17 @@ def test_reward_and_next_state_are_of_the_same_draw():
     found = sampled_lifted(mdp, Grouping.even(2, 1, 2), 2 * 7, np.random.default_rng(0))
     torch.testing.assert_close(found.reward, found.transition[..., 0])
     assert 0 < float(found.reward[0, 0]) < 1
+
+
+def test_rewards_are_drawn_or_sure():
+    """Means 0, 1/4 and 1, 10 000 draws: a sum of ones within four standard deviations, or exactly the mean."""
+    mean, draws = torch.tensor([[0.0, 0.25, 1.0]]).double(), np.full((1, 3), 10_000)
+    paid = bernoulli(draws, mean, np.random.default_rng(0))
+    assert paid[0, [0, 2]].tolist() == [0.0, 10_000.0]
+    assert abs(float(paid[0, 1]) - 2500) < 4 * (10_000 * 0.25 * 0.75) ** 0.5
+    assert sure(draws, mean, np.random.default_rng(0)).tolist() == [[0.0, 2500.0, 10_000.0]]
+    with pytest.raises(ValueError, match="found 0 to 2"):
+        bernoulli(draws, 2 * mean, np.random.default_rng(0))
 
 
 def test_more_samples_lose_less_and_in_the_end_only_the_approximation():

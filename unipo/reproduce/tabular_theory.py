@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from unipo.tabular import (
     Switching,
     Undemonstrated,
     behaviour_clone,
+    bernoulli,
     choose_groups,
     clustered_mdp,
     deep_sea,
@@ -30,6 +32,7 @@ from unipo.tabular import (
     optimistic_actor_critic,
     performance_loss,
     random_episodic_mdp,
+    sure,
     temperature_for,
     trajectory_kl,
 )
@@ -177,6 +180,7 @@ DEMONSTRATIONS = Claim(
 MANY, CLUSTERS, DISCOUNT = 200, 10, 0.9
 LEVELS = (1, 2, 5, 10, 20, 50, 100, 200)
 DIFFERENCES, BUDGETS = (0.0, 0.1, 0.3), {"N": 1, "10 N": 10, "100 N": 100}
+PAYS = {"": bernoulli, ", sure rewards": sure}
 CHOSEN = 0
 
 
@@ -189,15 +193,14 @@ def similarity(groups: int, difference: float) -> Similarity:
 def grouping_trial(arm: int, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """The loss max_s V* - V^pi with `arm` groups (`CHOSEN`: as many as `choose_groups` says) for every budget."""
     measured = {}
-    for difference in DIFFERENCES:
+    for (paid, pay), difference, (name, factor) in product(PAYS.items(), DIFFERENCES, BUDGETS.items()):
         mdp = clustered_mdp(STATES * 2, MANY, CLUSTERS, difference, seed, DISCOUNT)
         levels = [(g, similarity(g, difference)) for g in LEVELS]
-        for name, factor in BUDGETS.items():
-            samples = steps * factor
-            groups = arm if arm != CHOSEN else choose_groups(levels, mdp.states, samples, DISCOUNT)
-            generator = keyed_generator(seed, "samples", name, groups)
-            policy = grouped_policy(mdp, Grouping.even(MANY, groups, mdp.states), samples, generator)
-            measured[f"loss, b {difference:g}, {name}"] = performance_loss(mdp, policy)
+        samples = steps * factor
+        groups = arm if arm != CHOSEN else choose_groups(levels, mdp.states, samples, DISCOUNT)
+        generator = keyed_generator(seed, "samples", name, groups)
+        policy = grouped_policy(mdp, Grouping.even(MANY, groups, mdp.states), samples, generator, pay)
+        measured[f"loss, b {difference:g}, {name}{paid}"] = performance_loss(mdp, policy)
     return measured
 
 
@@ -224,7 +227,11 @@ GROUPING = Claim(
     note=f"Random process with {STATES * 2} states and {MANY} actions in {CLUSTERS} clusters, discount {DISCOUNT}; b is the "
     "share of an action's own transition and reward (bP = br). N = 2000 samples in all, uniform over states, groups and inside a "
     "group. Loss: max over states of V* - V^pi. Chosen: the number of groups with the least approximation + "
-    "estimation, our reconstruction of the paper's selector, knowing b. The law inside a group is given, not learned.",
+    "estimation, our reconstruction of the paper's selector, knowing b. The law inside a group is given, not learned. A draw "
+    "pays 1 with the probability that is the reward, else 0. A first run under the same expectations paid the reward itself "
+    "(the numbers with sure rewards) and did not reproduce: one draw then tells the reward of an action, next states of a "
+    "random process hardly differ in worth, and single actions were best at 2000 samples already wherever b > 0. Six seeds "
+    "decided all parts but b 0, 100 N, 10 against 200 groups (-0.012, interval -0.061 to 0.038), so the seeds were raised to 60.",
 )
 
 CLAIMS = (NORA, DEMONSTRATIONS, GROUPING)

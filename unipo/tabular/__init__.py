@@ -2,6 +2,7 @@
 
 from unipo.tabular.action_grouping import Grouping as Grouping
 from unipo.tabular.action_grouping import Similarity as Similarity
+from unipo.tabular.action_grouping import bernoulli as bernoulli
 from unipo.tabular.action_grouping import choose_groups as choose_groups
 from unipo.tabular.action_grouping import clustered_mdp as clustered_mdp
 from unipo.tabular.action_grouping import estimation_error as estimation_error
@@ -9,6 +10,7 @@ from unipo.tabular.action_grouping import grouped_policy as grouped_policy
 from unipo.tabular.action_grouping import lifted as lifted
 from unipo.tabular.action_grouping import performance_loss as performance_loss
 from unipo.tabular.action_grouping import sampled_lifted as sampled_lifted
+from unipo.tabular.action_grouping import sure as sure
 from unipo.tabular.demonstration_regularised import Band as Band
 from unipo.tabular.demonstration_regularised import Demonstrated as Demonstrated
 from unipo.tabular.demonstration_regularised import Exploration as Exploration

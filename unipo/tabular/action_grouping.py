@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,28 +78,48 @@ def lifted(mdp: FiniteMDP, grouping: Grouping) -> FiniteMDP:
     )
 
 
-def sampled_lifted(mdp: FiniteMDP, grouping: Grouping, samples: int, generator: np.random.Generator) -> FiniteMDP:
+Pay = Callable[[np.ndarray, Tensor, np.random.Generator], Tensor]
+"""(draws [S, A], mean rewards [S, A], generator) -> [S, A] sum of the rewards drawn."""
+
+
+def bernoulli(draws: np.ndarray, mean: Tensor, generator: np.random.Generator) -> Tensor:
+    """Every draw pays 1 with probability `mean`, else 0. Raises ValueError for a mean outside [0, 1]."""
+    if not bool(((mean >= 0) & (mean <= 1)).all()):
+        low, high = float(mean.min()), float(mean.max())
+        raise ValueError(f"expected rewards in [0, 1], found {low:.3g} to {high:.3g}: rescale them, or pay them `sure`")
+    return torch.from_numpy(generator.binomial(draws, mean.numpy())).double()
+
+
+def sure(draws: np.ndarray, mean: Tensor, generator: np.random.Generator) -> Tensor:
+    """Every draw pays the mean: one is enough to know it."""
+    return torch.from_numpy(draws) * mean
+
+
+def sampled_lifted(
+    mdp: FiniteMDP, grouping: Grouping, samples: int, generator: np.random.Generator, pay: Pay = bernoulli
+) -> FiniteMDP:
     """The lifted process as `samples // (S * G)` draws per state and group show it, at least one.
 
-    A draw: an action by the law, its reward, its next state.
+    A draw: an action by the law, its reward as `pay` says, its next state.
     """
     each = max(1, samples // (mdp.states * grouping.groups))
     chances = grouping.members.T * grouping.law[:, None]
     tried = generator.multinomial(each, chances.numpy()).sum(1)
     reached = torch.from_numpy(generator.multinomial(tried, mdp.transition.numpy())).double()
-    paid = torch.from_numpy(tried) * mdp.reward
     members = grouping.members / each
     return FiniteMDP(
         transition=torch.einsum("sat,ag->sgt", reached, members),
-        reward=paid @ members,
+        reward=pay(tried, mdp.reward, generator) @ members,
         initial=mdp.initial,
         discount=mdp.discount,
     )
 
 
-def grouped_policy(mdp: FiniteMDP, grouping: Grouping, samples: int, generator: np.random.Generator) -> Tensor:
+def grouped_policy(
+    mdp: FiniteMDP, grouping: Grouping, samples: int, generator: np.random.Generator, pay: Pay = bernoulli
+) -> Tensor:
     """[S, A]: the best choice of groups in the sampled lifted process, played by the law that was sampled."""
-    return grouping.unlift(sampled_lifted(mdp, grouping, samples, generator).optimal().policy)
+    return grouping.unlift(sampled_lifted(mdp, grouping, samples, generator, pay).optimal().policy)
 
 
 def performance_loss(mdp: FiniteMDP, policy: Tensor) -> float:
