@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -33,11 +34,14 @@ def make_environment(name: str, **options: Any) -> gym.Env[Any, Any]:
 
     Gymnasium's own passive checker is off: values and shapes are checked here, at every step.
     """
+    if name.startswith("unipo/"):
+        _register_ours()
     try:
         env = gym.make(name, disable_env_checker=True, **options)
     except gym.error.DependencyNotInstalled as error:
         raise TaskEnvironmentError(f"environment {name!r} needs something that is not installed: {error}") from error
     except gym.error.Error as error:
+        _register_ours()
         close = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
         raise TaskEnvironmentError(
             f"no environment {name!r}; nearest: {', '.join(close) or 'none'}. {error}"
@@ -45,6 +49,11 @@ def make_environment(name: str, **options: Any) -> gym.Env[Any, Any]:
     ObservationSpec.of(env.observation_space)
     ActionSpec.of(env.action_space)
     return env
+
+
+def _register_ours() -> None:
+    """On demand: what the environments stand on (scipy) is slow to import."""
+    import_module("unipo.tasks.environments").register()
 
 
 class Environments:

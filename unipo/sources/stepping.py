@@ -150,8 +150,15 @@ class Processes:
         except (EOFError, ConnectionError):
             sentinels = [process.sentinel for process in self.envs.processes]
             gone = connection.wait(sentinels, timeout=5)
-            self.close()
+            self._abandon()
             raise ProcessEnded(next((i for i, s in enumerate(sentinels) if s in gone), 0)) from None
 
+    def _abandon(self) -> None:
+        """Gymnasium's own close would wait for the process that is gone."""
+        for process in self.envs.processes:
+            process.terminate()
+        self.envs.closed = True
+
     def close(self) -> None:
-        self.envs.close(terminate=True)
+        if not self.envs.closed:
+            self.envs.close(terminate=True)
