@@ -19,6 +19,7 @@ from unipo.tabular import (
     Demonstrated,
     Grouping,
     Optimism,
+    Pay,
     Similarity,
     Switching,
     Undemonstrated,
@@ -180,8 +181,14 @@ DEMONSTRATIONS = Claim(
 MANY, CLUSTERS, DISCOUNT = 200, 10, 0.9
 LEVELS = (1, 2, 5, 10, 20, 50, 100, 200)
 DIFFERENCES, BUDGETS = (0.0, 0.1, 0.3), {"N": 1, "10 N": 10, "100 N": 100}
-PAYS = {"": bernoulli, ", sure rewards": sure}
-CHOSEN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """So many groups, None: as many as `choose_groups` says; draws are paid as `pay` says."""
+
+    groups: int | None
+    pay: Pay = bernoulli
 
 
 def similarity(groups: int, difference: float) -> Similarity:
@@ -190,17 +197,17 @@ def similarity(groups: int, difference: float) -> Similarity:
     return Similarity(reward=unlike, transition=unlike)
 
 
-def grouping_trial(arm: int, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """The loss max_s V* - V^pi with `arm` groups (`CHOSEN`: as many as `choose_groups` says) for every budget."""
+def grouping_trial(arm: Level, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """The loss max_s V* - V^pi for every difference and budget."""
     measured = {}
-    for (paid, pay), difference, (name, factor) in product(PAYS.items(), DIFFERENCES, BUDGETS.items()):
+    for difference, (name, factor) in product(DIFFERENCES, BUDGETS.items()):
         mdp = clustered_mdp(STATES * 2, MANY, CLUSTERS, difference, seed, DISCOUNT)
         levels = [(g, similarity(g, difference)) for g in LEVELS]
         samples = steps * factor
-        groups = arm if arm != CHOSEN else choose_groups(levels, mdp.states, samples, DISCOUNT)
+        groups = arm.groups or choose_groups(levels, mdp.states, samples, DISCOUNT)
         generator = keyed_generator(seed, "samples", name, groups)
-        policy = grouped_policy(mdp, Grouping.even(MANY, groups, mdp.states), samples, generator, pay)
-        measured[f"loss, b {difference:g}, {name}{paid}"] = performance_loss(mdp, policy)
+        policy = grouped_policy(mdp, Grouping.even(MANY, groups, mdp.states), samples, generator, arm.pay)
+        measured[f"loss, b {difference:g}, {name}"] = performance_loss(mdp, policy)
     return measured
 
 
@@ -211,7 +218,11 @@ def _less(arm: str, than: str, metric: str) -> Expectation:
 GROUPING = Claim(
     slug="action-grouping",
     statement=STATEMENTS["action-grouping"],
-    arms={**{f"{g} groups": g for g in LEVELS}, "chosen": CHOSEN},
+    arms={
+        **{f"{g} groups": Level(g) for g in LEVELS},
+        "chosen": Level(None),
+        **{f"{g} groups, sure rewards": Level(g, sure) for g in (CLUSTERS, MANY)},
+    },
     trial=grouping_trial,
     steps=2000,
     tune="loss, b 0, N",
@@ -229,7 +240,7 @@ GROUPING = Claim(
     "group. Loss: max over states of V* - V^pi. Chosen: the number of groups with the least approximation + "
     "estimation, our reconstruction of the paper's selector, knowing b. The law inside a group is given, not learned. A draw "
     "pays 1 with the probability that is the reward, else 0. A first run under the same expectations paid the reward itself "
-    "(the numbers with sure rewards) and did not reproduce: one draw then tells the reward of an action, next states of a "
+    "(the arms with sure rewards) and did not reproduce: one draw then tells the reward of an action, next states of a "
     "random process hardly differ in worth, and single actions were best at 2000 samples already wherever b > 0. Six seeds "
     "decided all parts but b 0, 100 N, 10 against 200 groups (-0.012, interval -0.061 to 0.038), so the seeds were raised to 60.",
 )

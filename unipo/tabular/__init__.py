@@ -1,6 +1,7 @@
 """Algorithms on decision processes small enough to enumerate: what theory claims, checked by numbers."""
 
 from unipo.tabular.action_grouping import Grouping as Grouping
+from unipo.tabular.action_grouping import Pay as Pay
 from unipo.tabular.action_grouping import Similarity as Similarity
 from unipo.tabular.action_grouping import bernoulli as bernoulli
 from unipo.tabular.action_grouping import choose_groups as choose_groups
