@@ -4,6 +4,8 @@ unipo/Portfolio-v0               stocks, orders in shares; unipo/PortfolioWeight
 unipo/LotSizing-v0               production before demand: post-decision states in `info`
 unipo/PostDecisionFrozenLake-v0  a walk on ice, in two halves
 unipo/RideDispatch-v0            vehicles that choose orders, by `gymnasium.make_vec`: one sub-environment per vehicle
+
+`heuristics` has a sensible policy for each, to beat; `process()` of the small ones has their exact tables.
 """
 
 from __future__ import annotations
