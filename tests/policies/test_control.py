@@ -97,13 +97,13 @@ def test_a_stack_is_its_members(layer_norm: bool) -> None:
     for j in range(3):
         h = x
         for i in range(2):
-            h = h @ stack.weights[i][j] + stack.biases[i][j]
+            h = h @ stack.weights[i][j] + stack.biases[i].view(3, -1)[j]
             if layer_norm:
                 centred = h - h.mean(-1, keepdim=True)
                 h = centred / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-                h = h * stack.scales[i][j] + stack.shifts[i][j]
+                h = h * stack.scales[i].view(3, -1)[j] + stack.shifts[i].view(3, -1)[j]
             h = nn.functional.gelu(h)
-        assert torch.allclose(out[:, j], h @ stack.weights[2][j] + stack.biases[2][j], atol=1e-5)
+        assert torch.allclose(out[:, j], h @ stack.weights[2][j] + stack.biases[2].view(3, -1)[j], atol=1e-5)
 
 
 def test_members_start_apart_within_the_bound_of_torch() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -122,30 +123,39 @@ class ControlPolicy(nn.Module):
         """[E] steps of each fragment: what its signals cost."""
         return episodes.lengths()
 
+    def described(self) -> dict[str, Any]:
+        """What `load_control_policy` needs beside the weights, in plain types."""
+        fields: Any = self.distribution
+        distribution = {"name": type(self.distribution).__name__, **dataclasses.asdict(fields)}
+        clip = None if self.normaliser is None else self.normaliser.clip
+        return {**self.config, "distribution": distribution, "normaliser_clip": clip}
+
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (weights and normaliser statistics) into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        distribution = {"name": type(self.distribution).__name__, **dataclasses.asdict(self.distribution)}  # type: ignore[call-overload]
-        clip = None if self.normaliser is None else self.normaliser.clip
-        described = {**self.config, "distribution": distribution, "normaliser_clip": clip}
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(self.described(), indent=2) + "\n")
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+
+def distribution_of(described: dict[str, Any], where: Path) -> Distribution:
+    """The distribution of a saved `described` (its name and fields); ValueError names those that exist."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "name"}
+    if described.get("name") not in KINDS:
+        raise ValueError(
+            f"{where} names the distribution {described.get('name')!r}: expected one of {', '.join(KINDS)}"
+        )
+    return KINDS[described["name"]](**fields)
 
 
 def load_control_policy(folder: str | Path) -> ControlPolicy:
     """The policy that `ControlPolicy.save` wrote into `folder`; ValueError where there is none."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) if path.is_file() and (folder / "model.safetensors").is_file() else {}
+    if "distribution" not in config:
         raise ValueError(f"{folder} holds no control policy: expected config.json and model.safetensors in it")
-    config = json.loads((folder / "config.json").read_text())
-    described, clip = config.pop("distribution"), config.pop("normaliser_clip")
-    kind = described.pop("name")
-    if kind not in KINDS:
-        raise ValueError(
-            f"{folder / 'config.json'} names the distribution {kind!r}: expected one of {', '.join(KINDS)}"
-        )
-    distribution = KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
+    distribution, clip = distribution_of(config.pop("distribution"), path), config.pop("normaliser_clip")
     normaliser = None if clip is None else Normaliser(config["observation_size"], clip)
     policy = ControlPolicy(**config, distribution=distribution, normaliser=normaliser)
     policy.load_state_dict(load_file(folder / "model.safetensors"))

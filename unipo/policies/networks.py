@@ -89,16 +89,19 @@ class StackedMLP(nn.Module):
         self.activation = activation_named(activation)
         sizes = tuple(pairwise((inputs, *hidden, outputs)))
         self.weights = nn.ParameterList(_uniform((members, a, b), a) for a, b in sizes)
-        self.biases = nn.ParameterList(_uniform((members, 1, b), a) for a, b in sizes)
+        self.biases = nn.ParameterList(_uniform((members * b,), a) for a, b in sizes)  # vectors: no weight decay
         norms = hidden if layer_norm else ()
-        self.scales = nn.ParameterList(nn.Parameter(torch.ones(members, 1, b)) for b in norms)
-        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, b)) for b in norms)
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(members * b)) for b in norms)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members * b)) for b in norms)
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         def of(parameters: nn.ParameterList) -> list[Tensor]:
             return [p.detach() for p in parameters] if frozen else list(parameters)
 
-        weights, biases, scales, shifts = of(self.weights), of(self.biases), of(self.scales), of(self.shifts)
+        def each(parameters: nn.ParameterList) -> list[Tensor]:
+            return [p.view(self.members, 1, -1) for p in of(parameters)]
+
+        weights, biases, scales, shifts = of(self.weights), each(self.biases), each(self.scales), each(self.shifts)
         h = x.expand(self.members, *x.shape)
         for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
             h = torch.baddbmm(bias, h, weight)

@@ -1,0 +1,115 @@
+"""A policy with memory: a GRU over the steps of each fragment, between an encoder and a `ControlPolicy` that is its head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from unipo.episodes import Episodes
+from unipo.policies.control import ControlPolicy, distribution_of
+from unipo.policies.distributions import Distribution
+from unipo.policies.networks import MLP, Normaliser
+
+
+def over_fragments(gru: nn.GRU, x: Tensor, lengths: Tensor, start: Tensor) -> Tensor:
+    """Outputs [N, H] of `gru` over fragments of `lengths` [E], from inputs `x` [N, I] and first memories `start` [E, H].
+
+    No padding: steps are laid out position by position, longer fragments first, as `PackedSequence` has them.
+    """
+    if not len(x):
+        return x.new_zeros(0, start.shape[1])
+    order = lengths.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    owner = torch.repeat_interleave(lengths)
+    position = torch.arange(len(x), device=x.device) - (lengths.cumsum(0) - lengths)[owner]
+    laid_out = (position * len(lengths) + rank[owner]).argsort()
+    alive = torch.bincount(position)
+    packed, _ = gru(PackedSequence(x[laid_out], alive.cpu()), start[order[: int(alive[0])]][None])
+    return torch.empty_like(packed.data).index_copy(0, laid_out, packed.data)
+
+
+class RecurrentPolicy(nn.Module):
+    """pi(a_t | s_1 ... s_t) = head(h_t), h_t = GRU(h_t-1, encoder(s_t)); signals are those of `ControlPolicy`.
+
+    A fragment starts from the episode column `memory` [E, H], the memory before its first step, or from zeros where there
+    is no such column: store it where fragments continue an episode, or they are scored as if it had just begun.
+    `hidden`: the encoder's layers, the last being the width H of the memory.
+    """
+
+    emits = ControlPolicy.emits
+
+    def __init__(
+        self,
+        observation_size: int,
+        distribution: Distribution,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        log_std: str = "parameter",
+        log_std_init: float = 0.0,
+        normaliser: Normaliser | None = None,
+    ) -> None:
+        super().__init__()
+        width = hidden[-1]
+        self.normaliser, self.distribution = normaliser, distribution
+        self.encoder = MLP(observation_size, hidden, width, activation)
+        self.gru = nn.GRU(width, width)
+        for name, parameter in self.gru.named_parameters():
+            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+        self.head = ControlPolicy(width, distribution, (), activation, log_std, log_std_init)
+        self.config = {"observation_size": observation_size, "hidden": list(hidden), "activation": activation,
+                       "log_std": log_std, "log_std_init": log_std_init}  # fmt: skip
+
+    def start(self, n: int) -> Tensor:
+        """The memory [n, H] of `n` episodes that begin."""
+        return torch.zeros(n, self.gru.hidden_size)
+
+    def _encoded(self, observation: Tensor) -> Tensor:
+        return self.encoder.trunk(observation if self.normaliser is None else self.normaliser(observation))
+
+    @torch.no_grad()
+    def act(
+        self, observation: Tensor, noise: Tensor, memory: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(actions, log-prob [n], the memory [n, H] after this step), from the `memory` [n, H] before it."""
+        after = self.gru(self._encoded(observation)[None], memory[None])[1][0]
+        return *self.head.act(after, noise, deterministic), after
+
+    def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
+        """The signals `names` of `ControlPolicy`, differentiable through time within each fragment."""
+        lengths = episodes.lengths()
+        start = episodes["memory"] if "memory" in episodes else self.start(len(lengths)).to(episodes.device)
+        remembered = over_fragments(self.gru, self._encoded(episodes["observation"]), lengths, start)
+        return self.head.signals(episodes.with_columns("step", observation=remembered), names)
+
+    def total_lengths(self, episodes: Episodes) -> Tensor:
+        """[E] steps of each fragment: what its signals cost."""
+        return episodes.lengths()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        clip = None if self.normaliser is None else self.normaliser.clip
+        described = {**self.config, "distribution": self.head.described()["distribution"], "normaliser_clip": clip}
+        (folder / "config.json").write_text(json.dumps({"recurrent": described}, indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_recurrent_policy(folder: str | Path) -> RecurrentPolicy:
+    """The policy that `RecurrentPolicy.save` wrote into `folder`; ValueError where there is none."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()).get("recurrent") if path.is_file() else None
+    if config is None:
+        raise ValueError(f"{folder} holds no recurrent policy: expected what RecurrentPolicy.save writes")
+    distribution, clip = distribution_of(config.pop("distribution"), path), config.pop("normaliser_clip")
+    normaliser = None if clip is None else Normaliser(config["observation_size"], clip)
+    policy = RecurrentPolicy(**config, distribution=distribution, normaliser=normaliser)
+    policy.load_state_dict(load_file(folder / "model.safetensors"))
+    return policy
