@@ -100,29 +100,30 @@ def parse(expression: str) -> list[tuple[float, Method]]:
     return terms
 
 
-def build(expression: str, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
-    """The recipe of a method or weighted sum, with keyword arguments by method slug."""
+def build(expression: str, options: Mapping[str, Mapping[str, Any]], environment: bool = False) -> Recipe:
+    """The recipe of a method or weighted sum, with keyword arguments by method slug; for text, or for an `environment`."""
     terms = parse(expression)
     slugs = [m.slug for _, m in terms]
     for slug in options:
         if slug not in slugs:
             raise MethodError(f"settings are given for {slug!r}, which is not in {expression!r} ({', '.join(slugs)})")
-    recipes = [_one(scale, method, options.get(method.slug, {}), len(terms) > 1) for scale, method in terms]
+    recipes = [_one(scale, method, options.get(method.slug, {}), len(terms) > 1, environment) for scale, method in terms]
     total = recipes[0]
     for recipe in recipes[1:]:
         total = total + recipe
     return total
 
 
-def _one(scale: float, method: Method, settings: Mapping[str, Any], named: bool) -> Recipe:
+def _one(scale: float, method: Method, settings: Mapping[str, Any], named: bool, environment: bool) -> Recipe:
+    known_settings = method.defaults_of(environment)
     for name in settings:
-        if name not in method.defaults:
-            near = difflib.get_close_matches(name, method.defaults, 1, 0.3)
+        if name not in known_settings:
+            near = difflib.get_close_matches(name, known_settings, 1, 0.3)
             hint = f"; did you mean --{method.slug}.{near[0].replace('_', '-')}?" if near else ""
-            known = ", ".join(method.defaults) or "none"
+            known = ", ".join(known_settings) or "none"
             raise MethodError(f"{method.slug} has no setting {name!r}{hint} It has: {known}")
     try:
-        recipe = method.build(**settings)
+        recipe = method.builder(environment)(**settings)
     except (TypeError, ValueError) as error:
         raise MethodError(f"{method.slug} does not accept {dict(settings)}: {error}") from error
     recipe = _titled(recipe, method.slug) if named else recipe

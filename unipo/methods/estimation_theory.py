@@ -22,7 +22,8 @@ STUDIES: tuple[Study, ...] = (
     Study(
         slug="realizable-offpolicy", function=lstd, row=62, family="theory", paper="arXiv 2211.05311",
         title="When is Realizability Sufficient for Off-Policy Reinforcement Learning?",
-        equation="w = A^-1 b,  A = E[x (x - discount x')^T];  error ~ kappa sigma sqrt(d/n),  kappa = 1/sigma_min(S^-1/2 A S^-1/2)\n"
+        equation="w = A^-1 b,  A = E[x (x - discount x')^T];  error ~ kappa sigma sqrt(d/n)\n"
+                 "kappa = 1 / sigma_min(S^-1/2 A S^-1/2),  S = E[x x^T],  C = E[x x'^T]\n"
                  "fitted Q evaluation: w <- S^-1 (b + discount C w), converges iff rho(discount S^-1 C) < 1",
         claim="with a realizable critic and no Bellman completeness, least-squares temporal differences evaluate a policy at "
               "the rate kappa sigma sqrt(d/n); fitted Q evaluation can diverge",

@@ -19,6 +19,7 @@ class Method:
     `equation`: a few lines of plain text, in parts (advantage, weight, mask, aggregate, terms, controller).
     `claim`: the paper's headline in one sentence, as `unipo reproduce` measures it ("" for a baseline).
     `identity_tests`: pytest node ids (`tests/methods/test_x.py::test_y`) of what it provably equals.
+    `environments`: what builds it for environments, where that is not `build`: most often the same with other defaults.
     """
 
     slug: str
@@ -30,11 +31,20 @@ class Method:
     equation: str
     claim: str = ""
     identity_tests: tuple[str, ...] = ()
+    environments: Callable[..., Recipe] | None = None
+
+    def builder(self, environment: bool = False) -> Callable[..., Recipe]:
+        """The function that builds its recipe: for environments another, where it has one."""
+        return self.environments if environment and self.environments is not None else self.build
+
+    def defaults_of(self, environment: bool = False) -> Mapping[str, Any]:
+        """Every setting with its default, in the order of the signature."""
+        return {name: p.default for name, p in inspect.signature(self.builder(environment)).parameters.items()}
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Every setting with its default, in the order of the signature."""
-        return {name: p.default for name, p in inspect.signature(self.build).parameters.items()}
+        """The settings of `build`."""
+        return self.defaults_of()
 
     @property
     def summary(self) -> str:

@@ -23,6 +23,7 @@ Where a configuration value is 0 the term is absent: `grpo().needs` names no ref
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from unipo.methods.method import Method
 from unipo.objectives import (
@@ -54,6 +55,7 @@ from unipo.objectives import (
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.controllers import RunningMean
 from unipo.sources.filters import MixedOutcomes, SoftOverlong
+from unipo.sources.spec import ControlSpec
 
 
 def regularised(recipe: Recipe, kl: float, entropy: float) -> Recipe:
@@ -192,7 +194,8 @@ def ppo(*, group: int = 1, clip: float = 0.2, gamma: float = 1.0, lam: float = 0
         A_n = sum_k (gamma lam)^k delta_{n+k},   delta_n = R_n + gamma V(n+1) - V(n), whitened over the batch
         L   = - TOK( min(r_n A_n, clip(r_n) A_n) ) + value * TOK( (V - (A + V_old))^2 / 2, clipped around V_old )
 
-    gamma, value and value_clip are those of RLHF; 0 switches the value term or its clip off.
+    gamma, value and value_clip are those of RLHF (in environments: gamma .99, value 1 without clip, 10 epochs); 0 switches
+    the value term or its clip off.
     """
     gradient = PolicyGradient(
         advantage=GeneralisedAdvantage(gamma, lam, whiten=BatchStd()),
@@ -202,16 +205,18 @@ def ppo(*, group: int = 1, clip: float = 0.2, gamma: float = 1.0, lam: float = 0
     )
     critic = ValueRegression(target=ValueTarget(gamma, lam), clip=value_clip or None)
     objective = gradient + value * critic if value else gradient
-    recipe = Recipe(objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches)
+    recipe = Recipe(objective=objective, rollouts=RolloutSpec(group=group), control=ControlSpec(gamma=gamma),
+                    epochs=epochs, minibatches=minibatches)  # fmt: skip
     return regularised(recipe, kl, entropy)
 
 
 _TESTS = "tests/methods/test_policy_gradients.py::"
 
 
-def _baseline(slug: str, build: Callable[..., Recipe], title: str, paper: str, equation: str, *tests: str) -> Method:
+def _baseline(slug: str, build: Callable[..., Recipe], title: str, paper: str, equation: str, *tests: str,
+              environments: Callable[..., Recipe] | None = None) -> Method:  # fmt: skip
     return Method(slug=slug, build=build, family="llm-rl", title=title, paper=paper, equation=equation,
-                  identity_tests=tuple(_TESTS + t for t in tests))  # fmt: skip
+                  identity_tests=tuple(_TESTS + t for t in tests), environments=environments)  # fmt: skip
 
 
 METHODS = (
@@ -242,5 +247,6 @@ METHODS = (
     _baseline("ppo", ppo, "Proximal policy optimization with a critic", "arXiv 1707.06347, eq. 7 and 9",
               "L = -TOK(min(r A, clip(r) A)) + value TOK(clipped (V - return)^2 / 2),  A = GAE",
               "test_ppo_without_a_critic_is_reinforce", "test_on_policy_all_are_reinforce_up_to_constants",
-              "test_ppo_whitens_over_steps", "test_the_critic_of_ppo_regresses_to_the_return", "test_gae_by_hand"),
+              "test_ppo_whitens_over_steps", "test_the_critic_of_ppo_regresses_to_the_return", "test_gae_by_hand",
+              environments=partial(ppo, gamma=0.99, value=1.0, value_clip=0.0, epochs=10)),
 )  # fmt: skip

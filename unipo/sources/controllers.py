@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 State = dict[str, float]
@@ -24,6 +24,10 @@ class Controller:
     every_update: ClassVar[bool] = False
     knob: str
     value: float = 0.0
+
+    def sized(self, actions: int, discrete: bool) -> Controller:
+        """The same for an action space of so many dimensions, or choices where it is `discrete`."""
+        return self
 
     def start(self) -> State:
         return {}
@@ -112,17 +116,21 @@ class Ramp(Controller):
 
 @dataclass(frozen=True, kw_only=True)
 class DualAscent(Controller):
-    """A positive multiplier exp(x) that rises while the mean of a signal is above `limit`, by Adam on x at every update.
+    """A positive multiplier exp(x) that rises while the mean of a signal is above a limit, by Adam on x at every update.
 
-    With metric="pathwise_logp" and limit = -entropy target it is SAC's temperature (arXiv 1812.05905, eq. 18): the
-    gradient of x is exp(x) * (limit - metric). `value` is where the multiplier starts.
+    With metric="pathwise_logp" it is SAC's temperature (arXiv 1812.05905, eq. 18): the gradient of x is
+    exp(x) * (limit - metric). `value`: where the multiplier starts. `limit`: per action dimension, so that 1 is the entropy
+    target -dim(A); of discrete actions it is -0.98 log(choices) (arXiv 1910.07207).
     """
 
     every_update: ClassVar[bool] = True
     value: float = 1.0
     metric: str = "pathwise_logp"
-    limit: float = 0.0
+    limit: float = 1.0
     learning_rate: float = 3e-4
+
+    def sized(self, actions: int, discrete: bool) -> Controller:
+        return replace(self, limit=-0.98 * math.log(actions) if discrete else self.limit * actions)
 
     def start(self) -> State:
         return {"log": math.log(self.value), "mean": 0.0, "square": 0.0, "count": 0.0}

@@ -1,0 +1,255 @@
+"""From a configuration and a recipe to a run in an environment: everything is made and checked here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from unipo.critics import (
+    DeterministicBackup,
+    DiscreteQ,
+    ExpectedBackup,
+    GaussianBackup,
+    GaussianQ,
+    GreedyBackup,
+    Pathwise,
+    QEnsemble,
+    QuantileQ,
+    SmoothedBackup,
+    SoftBackup,
+    ValueCritic,
+)
+from unipo.critics.backups import ComponentBackup
+from unipo.critics.greedy import GreedyPolicy
+from unipo.learner import Learner, LearnerSettings, Player
+from unipo.objectives import Needs
+from unipo.policies.control import ControlPolicy
+from unipo.policies.distributions import (
+    Beta,
+    Categorical,
+    Deterministic,
+    Distribution,
+    Gaussian,
+    GaussianMixture,
+    MultiCategorical,
+    SquashedGaussian,
+)
+from unipo.policies.networks import Normaliser
+from unipo.recipe import Recipe
+from unipo.sources.collector import Collector
+from unipo.sources.environments import ActionSpec, Environments, make_environment
+from unipo.sources.reward_scaling import RewardScaler
+from unipo.sources.spec import ActionNoise, ControlSpec
+from unipo.sources.transitions import TransitionReplay
+from unipo.training.build import fingerprint
+from unipo.training.config import ConfigError, ControlConfig
+from unipo.training.control import EnvironmentData, Joined, Target
+from unipo.training.loop import Run
+from unipo.training.progress import Progress
+from unipo.training.records import Records
+
+ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
+    "gaussian": lambda size, spec: Gaussian(size),
+    "squashed": lambda size, spec: SquashedGaussian(size),
+    "mixture": lambda size, spec: GaussianMixture(size, spec.experts),
+    "beta": lambda size, spec: Beta(size),
+    "deterministic": lambda size, spec: Deterministic(
+        size, spec.explore.std if isinstance(spec.explore, ActionNoise) else 0.0
+    ),
+}
+BACKUPS: dict[str, Callable[[Players], Any]] = {
+    "soft": lambda p: (ExpectedBackup if isinstance(p.critic, DiscreteQ) else SoftBackup)(p.policy, p.slow_critic),
+    "component": lambda p: ComponentBackup(p.policy, p.slow_critic),
+    "smoothed": lambda p: SmoothedBackup(p.slow_policy, p.slow_critic),
+    "deterministic": lambda p: DeterministicBackup(p.slow_policy, p.slow_critic),
+    "greedy": lambda p: GreedyBackup(p.slow_critic),
+    "double": lambda p: GreedyBackup(p.slow_critic, p.critic),
+    "gaussian": lambda p: GaussianBackup(p.slow_policy, p.slow_critic),
+}
+
+
+@dataclass
+class Players:
+    """The networks of a run: what acts, what judges, and their slow copies."""
+
+    policy: Any
+    value: ValueCritic | None
+    critic: Any
+    slow_policy: Any
+    slow_critic: Any
+    normaliser: Normaliser | None
+
+
+def build_control(config: ControlConfig, recipe: Recipe, console: Console | None = None) -> Run:
+    """A run at step 0. Raises ConfigError or TaskEnvironmentError for what cannot work."""
+    spec = control_spec(config, recipe)
+    if config.epochs:
+        recipe = recipe.but(epochs=config.epochs)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+
+    def make() -> Any:
+        return make_environment(config.task, **config.env_options)
+
+    environments = Environments(make, config.num_envs, config.seed, config.asynchronous, spec.info_columns)
+    size, actions = environments.observation_spec.size, environments.action_spec
+    sized = tuple(c.sized(actions.size, actions.kind != "box") for c in recipe.controllers)
+    recipe = recipe.but(controllers=sized)
+    players = make_players(config, recipe, spec, size, actions)
+    data = make_data(config, spec, environments, players)
+    data.needs = Needs.of(columns="old_next_value" if "old_value" in recipe.needs.columns else "")
+    trained = trained_players(recipe, spec, players)
+    learner = Learner(trained, learner_settings(config, recipe, spec), monitor=_monitored(players))
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(config, folder, recipe, players.policy, annotators(spec, players), learner, data, Records(folder),
+               Progress(config.steps, console), fingerprint(config), modules(players))  # fmt: skip
+
+
+def control_spec(config: ControlConfig, recipe: Recipe) -> ControlSpec:
+    """What the recipe asks of environments. Raises ConfigError for a method that is not for them."""
+    if recipe.control is None:
+        raise ConfigError(
+            f"{config.method!r} is not for environments such as {config.task}: take a method whose `unipo show` says "
+            "control, such as ppo, sac or dqn"
+        )
+    return recipe.control
+
+
+# ---- players -----------------------------------------------------------------------------------------------------------
+def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size: int, actions: ActionSpec) -> Players:
+    """Policy, critics and their targets. The networks of a run depend on its seed alone."""
+    normaliser = Normaliser(size) if config.normalize_observations else None
+    net: dict[str, Any] = {"hidden": config.hidden, "activation": config.activation, "normaliser": normaliser}
+    value = ValueCritic(size, orthogonal=config.orthogonal, **net) if "value" in recipe.needs.signals else None
+    critic = _action_critic(spec, size, actions, net)
+    policy: Any
+    if isinstance(critic, DiscreteQ) and spec.backup in ("greedy", "double"):
+        policy = GreedyPolicy(critic, actions.size)
+    else:
+        policy = ControlPolicy(size, distribution(spec, actions), log_std="network" if spec.state_std else "parameter",
+                               log_std_init=config.log_std_init, orthogonal=config.orthogonal, **net)  # fmt: skip
+    slow_critic = None if critic is None else copy.deepcopy(critic).requires_grad_(False)
+    slow_policy = copy.deepcopy(policy).requires_grad_(False) if spec.target_policy else None
+    return Players(policy, value, critic, slow_policy, slow_critic, normaliser)
+
+
+def distribution(spec: ControlSpec, actions: ActionSpec) -> Distribution:
+    """The action distribution for a space. Raises ConfigError where the method has none for it."""
+    if actions.kind == "box":
+        if spec.actor not in ACTORS:
+            raise ConfigError(f"this method chooses among discrete actions; the environment has {actions.size} real ones")
+        if not actions.bounded and spec.actor != "gaussian":
+            raise ConfigError(f"the action space is unbounded: a {spec.actor} policy covers [-1, 1] only; use ppo or trpo")
+        return ACTORS[spec.actor](actions.size, spec)
+    if spec.actor == "deterministic":
+        raise ConfigError("this method needs real-valued (Box) actions; the environment has discrete ones: use dqn or ppo")
+    return Categorical(actions.size) if actions.kind == "categorical" else MultiCategorical(actions.sizes)
+
+
+def _action_critic(spec: ControlSpec, size: int, actions: ActionSpec, net: dict[str, Any]) -> Any:
+    if spec.critic in ("none", "value"):
+        return None
+    if actions.kind == "categorical":
+        if spec.critic != "q":
+            raise ConfigError(f"the critic {spec.critic!r} needs real-valued (Box) actions; this space has discrete ones")
+        return DiscreteQ(size, actions.size, critics=spec.critics, **net)
+    if actions.kind != "box":
+        raise ConfigError("off-policy critics know Box and Discrete actions; for MultiDiscrete ones use ppo or a2c")
+    if spec.backup in ("greedy", "double"):
+        raise ConfigError("this method takes a maximum over discrete actions; the environment has a Box: use sac or td3")
+    kinds = {"q": QEnsemble, "gaussian_q": GaussianQ, "quantile_q": QuantileQ}
+    return kinds[spec.critic](size, actions.size, critics=spec.critics, **net)
+
+
+def trained_players(recipe: Recipe, spec: ControlSpec, p: Players) -> dict[str, Player]:
+    """What the learner trains, by name; `pathwise` joins policy and critic and has no parameters of its own."""
+    found: dict[str, Any] = {"policy": p.policy, "value": p.value, "critic": p.critic}
+    if any(s.startswith("pathwise") or s == "router" for s in recipe.needs.signals):
+        found["pathwise"] = Pathwise(p.policy, p.critic, spec.reduce)
+    return {name: player for name, player in found.items() if player is not None}
+
+
+def annotators(spec: ControlSpec, p: Players) -> dict[str, Player]:
+    """Who computes the columns old_*, target_* and next_*."""
+    found: dict[str, Any] = {"old": Joined(*(x for x in (p.policy, p.value, p.critic) if x is not None))}
+    if p.slow_critic is not None:
+        found["target"] = p.slow_critic
+    if spec.backup:
+        found["next"] = BACKUPS[spec.backup](p)
+    return found
+
+
+def modules(p: Players) -> dict[str, nn.Module]:
+    """What is checkpointed besides the policy's parameters."""
+    found: dict[str, nn.Module | None] = {
+        "value": p.value,
+        "critic": p.critic,
+        "slow_critic": p.slow_critic,
+        "slow_policy": p.slow_policy,
+        "normaliser": p.normaliser,
+    }
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def _monitored(p: Players) -> tuple[str, ...]:
+    """Signals that are computed only to be reported."""
+    known = isinstance(getattr(p.policy, "distribution", None), Categorical | MultiCategorical | Gaussian | Beta)
+    return ("entropy", "logp") if known and p.value is not None else ()
+
+
+# ---- data --------------------------------------------------------------------------------------------------------------
+def make_data(config: ControlConfig, spec: ControlSpec, environments: Environments, p: Players) -> EnvironmentData:
+    """Collector, replay and targets."""
+    wide = p.policy.noise if isinstance(p.policy, GreedyPolicy) else p.policy.distribution.noise
+    scaler = RewardScaler(config.num_envs, spec.gamma) if config.normalize_rewards else None
+    collector = Collector(environments, config.seed, wide, scaler)
+    replay = None
+    if spec.off_policy:
+        noise = {"noise": (wide,), "next_noise": (wide,), "target_noise": ()} if spec.critic != "none" else {}
+        replay = TransitionReplay(config.replay_capacity, config.seed, spec.gamma, config.n_step, noise)
+    slow = [(p.slow_critic, p.critic), (p.slow_policy, p.policy)]
+    targets = tuple(Target(s, o, spec.tau, spec.target_every) for s, o in slow if s is not None)
+    return EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
+                           lambda n: run_episodes(config, p.policy, n))  # fmt: skip
+
+
+def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:
+    """(return, length) of episodes with the policy's mode, in environments of their own; the same for every evaluation."""
+    copies = min(number, 8)
+    environments = Environments(lambda: make_environment(config.task, **config.env_options), copies, config.seed + 1_000_003)
+    collector = Collector(environments, config.seed, 1)
+    found: dict[int, list[tuple[float, int]]] = {i: [] for i in range(copies)}
+    share = {i: len(range(i, number, copies)) for i in range(copies)}
+    total, length = [0.0] * copies, [0] * copies
+    while any(len(found[i]) < share[i] for i in found):
+        rows = collector.step(lambda o, n: policy.act(o, n, deterministic=True), 0)
+        for i in found:
+            total[i] += float(rows["reward"][i])
+            length[i] += 1
+            if rows["terminated"][i] or rows["truncated"][i]:
+                found[i].append((total[i], length[i]))
+                total[i], length[i] = 0.0, 0
+    environments.close()
+    return [e for i in found for e in found[i][: share[i]]]
+
+
+def learner_settings(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -> LearnerSettings:
+    steps = config.num_envs * config.rollout
+    if spec.off_policy:
+        per_step = config.rollout * config.updates / config.train_every
+    else:
+        per_step = recipe.epochs * (-(-steps // config.batch_size) if config.batch_size else 1)
+    return LearnerSettings(
+        learning_rate=config.learning_rate, value_learning_rate=config.value_learning_rate or config.learning_rate,
+        weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=config.adam_eps, fused=True, clip_norm=config.clip_norm,
+        warmup=config.warmup, schedule=config.schedule, total_updates=int(config.steps * per_step),
+        token_budget=config.token_budget,
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""Environments as the data of a run: a policy acts, what happened is trained on at once or remembered and drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipo.critics import polyak
+from unipo.critics.greedy import GreedyPolicy
+from unipo.episodes import Episodes
+from unipo.objectives import Needs
+from unipo.policies.networks import Normaliser
+from unipo.sources.collector import Act, Collector
+from unipo.sources.spec import ControlSpec, EpsilonGreedy
+from unipo.sources.transitions import TransitionReplay
+from unipo.statistics import mean_interval
+from unipo.training.config import ControlConfig
+
+WARM_UP = 512
+"""Random steps that observation statistics start from."""
+Evaluate = Callable[[int], Sequence[tuple[float, int]]]
+"""(number of episodes) -> (return, length) of each, with the policy as it is now."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A slow copy: moved to `online` by `tau` every `every` updates."""
+
+    slow: nn.Module
+    online: nn.Module
+    tau: float
+    every: int
+
+
+@dataclass
+class EnvironmentData:
+    """On-policy: a step is one rollout of every copy. Off-policy: it is as many transitions, with updates between them."""
+
+    config: ControlConfig
+    spec: ControlSpec
+    policy: Any
+    collector: Collector | None
+    replay: TransitionReplay | None
+    targets: tuple[Target, ...]
+    normaliser: Normaliser | None
+    run_episodes: Evaluate
+    needs: Needs = Needs()
+    unit: str = "step"
+    finished: list[tuple[float, int]] = field(default_factory=list)
+    record: Callable[[Episodes], None] | None = None
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+    def batches(self, step: int, version: int) -> Iterator[Episodes]:
+        if self.collector is None:
+            yield from self._drawn(step)
+        elif self.replay is None:
+            self._warm_up()
+            yield self._recorded(self.collector.collect(self.config.rollout, self.policy.act, version))
+        else:
+            yield from self._remembered(self.collector, self.replay, version)
+
+    def _drawn(self, step: int) -> Iterator[Episodes]:
+        """Offline: as many batches as the step would have environment steps."""
+        assert self.replay is not None
+        for i in range(self.config.rollout * self.config.updates // self.config.train_every):
+            yield self.replay.sample(self.config.batch_size, step, i)
+
+    def _remembered(self, collector: Collector, replay: TransitionReplay, version: int) -> Iterator[Episodes]:
+        for _ in range(self.config.rollout):
+            started = collector.env_steps >= self.config.learning_starts
+            replay.add_rows(collector.step(self._actor(collector, started), version))
+            if started and collector.steps % self.config.train_every == 0:
+                for i in range(self.config.updates):
+                    yield replay.sample(self.config.batch_size, collector.steps, i)
+
+    def _actor(self, collector: Collector, started: bool) -> Act:
+        if not started:
+            return collector.random_act
+        if isinstance(self.policy, GreedyPolicy) and isinstance(self.spec.explore, EpsilonGreedy):
+            explore = self.spec.explore
+            done = min(1.0, collector.env_steps / max(1.0, explore.share * self.config.total_timesteps))
+            self.policy.epsilon = explore.start + done * (explore.end - explore.start)
+        return self.policy.act  # type: ignore[no-any-return]
+
+    def _warm_up(self) -> None:
+        """Observation statistics before the policy first acts: of a few random steps."""
+        assert self.collector is not None
+        if self.normaliser is not None and float(self.normaliser.count) == 0:
+            steps = max(1, min(self.config.rollout, WARM_UP // self.config.num_envs))
+            self.normaliser.update(self.collector.collect(steps, self.collector.random_act, 0)["observation"])
+
+    def _recorded(self, batch: Episodes) -> Episodes:
+        if self.record is not None:
+            self.record(batch)
+        return batch
+
+    def minibatches(self, batch: Episodes, asked: int) -> int:
+        if self.replay is not None or not self.config.batch_size:
+            return 1
+        return -(-batch.count("step") // self.config.batch_size)
+
+    def learned(self, batch: Episodes, step: int) -> None:
+        """Observation statistics move between batches only: while one is trained on, signals stay what they were."""
+        if self.normaliser is not None and self.collector is not None:
+            self.normaliser.update(batch["observation"])
+
+    def updated(self, updates: int) -> None:
+        for target in self.targets:
+            if updates % target.every == 0:
+                polyak(target.slow, target.online, target.tau)
+
+    # ---- measuring ---------------------------------------------------------------------------------------------------
+    def metrics(self) -> dict[str, float]:
+        """`reward` and `length`: means over the episodes that ended in this step (raw rewards)."""
+        if self.collector is None:
+            return {}
+        ended = self.collector.take_finished()
+        found = {"env_steps": float(self.collector.env_steps), "episodes": float(len(ended))}
+        if ended:
+            found["reward"] = sum(r for r, _ in ended) / len(ended)
+            found["length"] = sum(n for _, n in ended) / len(ended)
+        return found
+
+    def samples(self, batch: Episodes, step: int, n: int = 4) -> Iterator[dict[str, Any]]:
+        """The first fragments: how long, what they paid, how they ended."""
+        reward = batch.reduce("raw_reward" if "raw_reward" in batch else "reward")
+        for i in range(min(n, len(batch))):
+            ended = "terminated" if bool(batch["terminated"][i]) else "cut"
+            yield {
+                "step": step,
+                "prompt": f"environment {int(batch['env'][i])}, episode {int(batch['episode_number'][i])}"
+                if "env" in batch
+                else "replayed",
+                "completion": f"{int(batch.lengths()[i])} steps, {ended}",
+                "reward": float(reward[i]),
+                "source": "fresh" if self.replay is None else "replay",
+                "truncated": not bool(batch["terminated"][i]),
+            }
+
+    def evaluate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Mean return of whole episodes with the policy's mode, and its 95 % interval over the episodes."""
+        if not self.config.evaluations:
+            return {}, []
+        found = self.run_episodes(self.config.eval_episodes)
+        mean, low, high = mean_interval([r for r, _ in found])
+        length = sum(n for _, n in found) / len(found)
+        measured = {"eval_return": mean, "eval_return_low": low, "eval_return_high": high, "eval_length": length}
+        return measured, []
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.collector is None else {"collector": self.collector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.collector is not None:
+            self.collector.load_state_dict(state["collector"])
+
+    def save(self, folder: Path) -> None:
+        if self.replay is not None and self.collector is not None:
+            self.replay.save(folder)
+
+    def load(self, folder: Path) -> None:
+        if self.replay is not None and self.collector is not None:
+            self.replay.load(folder)
+
+    def describe(self) -> Iterator[str]:
+        c = self.config
+        if self.collector is None:
+            yield f"{c.rollout * c.updates // c.train_every} batches of {c.batch_size} recorded transitions"
+            return
+        yield f"{c.rollout} steps of {c.num_envs} environment(s) = {c.rollout * c.num_envs} steps of the policy"
+        if self.replay is not None:
+            yield f"a batch of {c.batch_size} replayed transitions {c.updates} time(s) every {c.train_every} step(s)"
+        else:
+            yield f"minibatches of {c.batch_size or 'all'} steps"
+
+    def close(self) -> None:
+        if self.collector is not None:
+            self.collector.environments.close()
+
+
+class Joined:
+    """Several players as one: what the annotator calls `old` when policy and critic are two networks."""
+
+    def __init__(self, *players: Any) -> None:
+        self.players = players
+        self.emits: frozenset[str] = frozenset().union(*(p.emits for p in players))
+
+    def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for player in self.players:
+            own = [n for n in names if n in player.emits]
+            if own:
+                made.update(player.signals(episodes, own))
+        return made
+
+    def total_lengths(self, episodes: Episodes) -> Tensor:
+        return episodes.lengths()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(())
