@@ -142,6 +142,13 @@ def test_dueling_values_are_value_plus_centred_advantage() -> None:
     assert torch.allclose(values[..., 1] - values[..., 3], out[..., 2] - out[..., 4], atol=1e-6)
 
 
+def test_a_discrete_critic_is_rebuilt_from_its_config() -> None:
+    critic, x = DiscreteQ(3, 4, 2, (7, 5), "tanh", layer_norm=True, dueling=True), torch.randn(5, 3)
+    again = DiscreteQ(**critic.config)  # type: ignore[arg-type]
+    again.load_state_dict(critic.state_dict())
+    assert torch.equal(again.values(x), critic.values(x))
+
+
 def test_the_normaliser_does_not_touch_the_action() -> None:
     normaliser = Normaliser(3)
     normaliser.update(torch.randn(100, 3) * 4 + 2)

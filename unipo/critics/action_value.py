@@ -73,6 +73,7 @@ class DiscreteQ(_Ensemble):
     """Q_j(s, .) of all `actions` at once. Signal `q` [N, n] at the data's actions (int64 [N]).
 
     `dueling`: Q = V + A - mean_a A (arXiv:1511.06581), V and A being the last layer's outputs.
+    `config`: the arguments that it was made of, in plain types, without the normaliser.
     """
 
     emits = frozenset({"q"})
@@ -91,6 +92,9 @@ class DiscreteQ(_Ensemble):
         network = StackedMLP(critics, observation_size, hidden, actions + int(dueling), activation, layer_norm)
         super().__init__(normaliser, network)
         self.dueling = dueling
+        self.config = {"observation_size": observation_size, "actions": actions, "critics": critics,
+                       "hidden": list(hidden), "activation": activation, "layer_norm": layer_norm,
+                       "dueling": dueling}  # fmt: skip
 
     def values(self, observation: Tensor, frozen: bool = False) -> Tensor:
         """Q [N, n, A] of `observation` [N, d]."""
