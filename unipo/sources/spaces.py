@@ -113,6 +113,15 @@ class ActionSpec:
             native = action + self.start
         return native.astype(self.dtype, copy=False).reshape(len(action), *self.shape)
 
+    def normalised(self, native: Array) -> Array:
+        """The inverse of `native`: [n, *shape] actions of the environment in the policy's units, [n] or [n, size]."""
+        flat = native.reshape(len(native), -1)
+        if self.kind == "box":
+            half = np.where(self.half > 0, self.half, np.float32(1))
+            return ((flat - self.centre) / half).astype(np.float32)
+        chosen = flat.astype(np.int64) - self.start
+        return chosen[:, 0] if self.kind == "categorical" else chosen
+
 
 def finite(x: Array) -> bool:
     """No NaN and no infinity: they survive a sum of squares, which is quick; where that overflows, look at each."""
