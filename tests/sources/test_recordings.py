@@ -120,6 +120,8 @@ def test_a_resumed_run_records_every_episode_once(tmp_path: Path) -> None:
         batches.append(again.collect(30, again.random_act, 0))
         resumed.add(batches[-1])
     assert match(load_minari(tmp_path / "a"), ended(batches))
+    MinariRecorder(tmp_path / "a", CARTPOLE, run="another").add(batches[0])
+    assert len(load_minari(tmp_path / "a")) == len(ended(batches)) + len(ended(batches[:1]))
 
 
 def test_other_peoples_data_in_the_policys_units(tmp_path: Path, monkeypatch) -> None:

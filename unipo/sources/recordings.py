@@ -32,18 +32,19 @@ _NEEDED = ("observation", "action", "reward", "terminated", "truncated", "final_
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 class MinariRecorder:
-    """Writes episodes to the Minari dataset `folder` as they end; a dataset that is there already is continued.
+    """Writes episodes to the Minari dataset `folder` as they end; a dataset that is there already is added to.
 
     `minari.load_dataset(folder.name)` finds it when MINARI_DATASETS_PATH is the parent of `folder`. An episode is known by
-    (env, episode_number): a resumed run, which goes through some of them again, records them once.
+    (run, env, episode_number): a resumed run, which goes through some of them again, records them once.
 
     Args:
         make: makes the environment, for its spaces and its id.
         algorithm: what acted.
+        run: a name that a resumed run shares with its beginning, and with no other run that records here.
     """
 
-    def __init__(self, folder: Path, make: Callable[[], gym.Env[Any, Any]], algorithm: str = "") -> None:
-        env = make()
+    def __init__(self, folder: Path, make: Callable[[], gym.Env[Any, Any]], algorithm: str = "", run: str = "") -> None:
+        env, self.run = make(), run
         self.actions = ActionSpec.of(env.action_space)
         self._storage = _continued(folder) or _new(folder, env, algorithm)
         env.close()
@@ -69,17 +70,20 @@ class MinariRecorder:
             if part["terminated"][-1] or part["truncated"][-1]:
                 whole.append({name: np.concatenate([p[name] for p in running]) for name in part})
                 running.clear()
-        new = [rows for rows in whole if _key(rows) not in self._recorded]
-        self._recorded |= {_key(rows) for rows in new}
+        new = [rows for rows in whole if self._key(rows) not in self._recorded]
+        self._recorded |= {self._key(rows) for rows in new}
         if new:
             self._storage.update_episodes([self._buffer(rows) for rows in new])
 
+    def _key(self, rows: Mapping[str, Array]) -> tuple[str, int, int]:
+        return self.run, int(rows["env"][0]), int(rows["episode_number"][0])
+
     def _buffer(self, rows: Mapping[str, Array]) -> EpisodeBuffer:
-        env, number = _key(rows)
+        run, env, number = self._key(rows)
         rewards = rows["raw_reward"] if "raw_reward" in rows else rows["reward"]
         kept = {"policy_action": "action", "behavior_logp": "behavior_logp", "policy_version": "policy_version"}
         return EpisodeBuffer(
-            options={"env": env, "episode_number": number},
+            options={"run": run, "env": env, "episode_number": number},
             observations=np.concatenate([rows["observation"], rows["next_observation"][-1:]]),
             actions=self.actions.native(rows["action"]),
             rewards=rewards.tolist(),
@@ -105,15 +109,13 @@ class MinariRecorder:
         }
 
 
-def _recorded(storage: MinariStorage) -> set[tuple[int, int]]:
+def _recorded(storage: MinariStorage) -> set[tuple[str, int, int]]:
     if not storage.total_episodes:
         return set()
     notes = [m.get("options") for m in storage.get_episode_metadata(range(storage.total_episodes))]
-    return {(int(note["env"]), int(note["episode_number"])) for note in notes if note}
-
-
-def _key(rows: Mapping[str, Array]) -> tuple[int, int]:
-    return int(rows["env"][0]), int(rows["episode_number"][0])
+    return {
+        (str(note["run"]), int(note["env"]), int(note["episode_number"])) for note in notes if note and "run" in note
+    }
 
 
 def _continued(folder: Path) -> MinariStorage | None:
