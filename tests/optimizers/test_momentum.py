@@ -195,7 +195,7 @@ def test_the_hessian_is_taken_between_the_last_two_points() -> None:
         torch.testing.assert_close(direction, after - before)
         share = (at - before) @ direction / direction.square().sum()
         torch.testing.assert_close(at, before + share * direction)
-        shares.append(float(share))
+        shares.append(round(float(share), 6))
     assert all(0 < share < 1 for share in shares)
     assert len(set(shares)) == 4
 

@@ -55,7 +55,7 @@ def distance(theta: Tensor) -> float:
 
 
 def trial(arm: Arm, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """Where th_0 = 0 has come to, and how many trajectories it took."""
+    """Where th_0 = 0 has come to, whether it diverged, and how many trajectories it was given."""
     theta, optimiser = torch.zeros(DIMENSIONS, dtype=torch.float64, requires_grad=True), arm.build(rate, seed)
     state, generator = optimiser.init([theta]), keyed_generator(seed, "gaussian policy")
 
