@@ -11,7 +11,10 @@ from rich.console import Console
 
 from unipo.methods.catalog import build
 from unipo.recipe import Recipe
-from unipo.training import ConfigError, Run, RunConfig, build_run
+from unipo.tasks import is_environment
+from unipo.training import BaseConfig, ConfigError, ControlConfig, Run, RunConfig, build_run
+from unipo.training import read_config as parse_config
+from unipo.training.presets import control_config, preset_of
 from unipo.training.records import write_atomic
 
 
@@ -19,16 +22,36 @@ def train(method: str | Recipe = "grpo", task: str = "arithmetic", console: Cons
           options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Run:  # fmt: skip
     """Train and return the finished run (its `policy`, `folder`, `records.metrics`).
 
-    `method`: a name, a weighted sum ("grpo+0.2*sft"), or a `Recipe` of your own; `options`: keyword arguments by method;
-    `settings`: fields of `RunConfig`, such as `policy` weights by `model=`, steps, seed, out, demos, pairs, replay.
+    `method`: a name, a weighted sum ("grpo+0.2*sft"), or a `Recipe` of your own; `task`: an embedded task or dataset, or the
+    id of an environment ("CartPole-v1"); `options`: keyword arguments by method; `settings`: fields of `RunConfig` (such as
+    model, steps, demos, pairs, replay), or of `ControlConfig` for environments (total_timesteps, num_envs, ...).
+    """
+    return finish(start(*configure(method, task, options or {}, **settings), console))
+
+
+def configure(method: str | Recipe, task: str, options: Mapping[str, Mapping[str, Any]], preset: bool = True,
+              **settings: Any) -> tuple[BaseConfig, Recipe]:  # fmt: skip
+    """The whole configuration and the recipe of a run on text or in an environment.
+
+    In environments a `preset` of the pair (`unipo/training/presets.yaml`) applies under what is given here.
     """
     named = method if isinstance(method, str) else "recipe"
-    config = RunConfig(method=named, task=task, method_options=options or {}, **settings)
-    recipe = build(method, config.method_options) if isinstance(method, str) else method
-    return finish(start(config, recipe, console))
+    if not is_environment(task):
+        recipe = build(method, options) if isinstance(method, str) else method
+        return RunConfig(method=named, task=task, method_options=options, **settings), recipe
+    known, keywords = preset_of(named, task) if preset and isinstance(method, str) else ({}, {})
+    merged = {named: {**keywords, **options.get(named, {})}} if keywords else {}
+    options = {**options, **merged}
+    recipe = build(method, options, environment=True) if isinstance(method, str) else method
+    return control_config(recipe, known, method=named, task=task, method_options=options, **settings), recipe
 
 
-def start(config: RunConfig, recipe: Recipe, console: Console | None = None) -> Run:
+def recipe_of(config: BaseConfig) -> Recipe:
+    """The recipe that a configuration names."""
+    return build(config.method, config.method_options, environment=isinstance(config, ControlConfig))
+
+
+def start(config: BaseConfig, recipe: Recipe, console: Console | None = None) -> Run:
     """A new run whose folder exists and can be resumed. Raises ConfigError when the folder holds another run."""
     folder = config.folder
     if (folder / "config.yaml").exists():
@@ -48,17 +71,17 @@ def resume(
     `changed_code`: go on although code or configuration differ from those that made the checkpoint.
     """
     config = read_config(folder)
-    run = build_run(config, recipe or build(config.method, config.method_options), console)
+    run = build_run(config, recipe or recipe_of(config), console)
     run.restore(check=not changed_code)
     return finish(run)
 
 
-def read_config(folder: str | Path) -> RunConfig:
+def read_config(folder: str | Path) -> BaseConfig:
     """The configuration of a run folder, its `out` set to where the folder is now."""
     path = Path(folder) / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{folder} is not a run: it has no config.yaml")
-    return dataclasses.replace(RunConfig.from_yaml(path.read_text()), out=str(folder))
+    return dataclasses.replace(parse_config(path.read_text()), out=str(folder))
 
 
 def finish(run: Run) -> Run:
@@ -74,14 +97,13 @@ def compare(methods: Sequence[str], task: str, seeds: int = 3, out: str = "runs/
     folders = []
     for method in methods:
         for seed in range(seeds):
-            config = RunConfig(
-                method=method, task=task, seed=seed, out=f"{out}/{method.replace('*', 'x')}-s{seed}", **settings
-            )
+            place = f"{out}/{method.replace('*', 'x')}-s{seed}"
+            config, recipe = configure(method, task, {}, seed=seed, out=place, **settings)
             folders.append(config.folder)
             if (config.folder / "final").exists():
                 continue
             if (config.folder / "config.yaml").exists():
                 resume(config.folder, console)
             else:
-                finish(start(config, build(method, {}), console))
+                finish(start(config, recipe, console))
     return folders

@@ -61,6 +61,7 @@ def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
     from unipo.policies.loading import ModelError
     from unipo.rewards import RewardError
     from unipo.sources.data_problems import DataError
+    from unipo.sources.environment_errors import EnvironmentFailure, TaskEnvironmentError
     from unipo.tasks import TaskError
     from unipo.training import ConfigError, Interrupted
 
@@ -73,7 +74,9 @@ def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
         MethodError,
         ModelError,
         RewardError,
+        TaskEnvironmentError,
         TaskError,
+        EnvironmentFailure,
         FloatingPointError,
         UsageError,
     ) as error:
@@ -117,21 +120,28 @@ def _quiet() -> None:
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------
-def _parsed(command: str, arguments: list[str]) -> Any:
-    """METHOD TASK [--flags] as a RunConfig."""
+def _parsed(command: str, arguments: list[str]) -> tuple[Any, Any]:
+    """METHOD TASK [--flags] as a configuration and its recipe."""
+    from unipo.api import configure
     from unipo.methods.catalog import parse
-    from unipo.training import RunConfig
 
     words, options, flags = _divided(arguments)
     if "-h" in flags or "--help" in flags:
-        words = [*words, "grpo", "arithmetic"][:2]
+        words = [*words, "grpo", "arithmetic"][:2] if len(words) < 2 else words
     if len(words) != 2:
         raise UsageError(
             f"unipo {command} takes METHOD and TASK first, then flags; found {' '.join(words) or 'nothing'}"
         )
     parse(words[0])
-    default = RunConfig(method=words[0], task=words[1], method_options=options)
-    return tyro.cli(RunConfig, prog=f"unipo {command} METHOD TASK", args=flags, default=default)
+    environment = options.pop("env", {})
+    variant, flags = _taken_word(flags, "--variant")
+    if variant:
+        options.setdefault(words[0], {})["variant"] = variant
+    preset = "--no-preset" not in flags
+    more = {"env_options": environment} if environment else {}
+    default, recipe = configure(words[0], words[1], options, preset, **more)
+    flags = [f for f in flags if f != "--no-preset"]
+    return tyro.cli(type(default), prog=f"unipo {command} METHOD TASK", args=flags, default=default), recipe
 
 
 def _divided(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, Any]], list[str]]:
@@ -160,14 +170,17 @@ def _literal(text: str) -> Any:
 
 def run(arguments: list[str]) -> int:
     from unipo.api import finish, start
-    from unipo.methods.catalog import build
+    from unipo.training.presets import preset_of
 
-    config = _parsed("run", arguments)
-    recipe = build(config.method, config.method_options)
+    config, recipe = _parsed("run", arguments)
     made = start(config, recipe, console)
     console.print(
         f"[bold]{config.method}[/] on [bold]{config.task}[/], seed {config.seed}, in {config.folder}", highlight=False
     )
+    fields, keywords = preset_of(config.method, config.task)
+    if (fields or keywords) and "--no-preset" not in arguments:
+        told = ", ".join(f"{k} {v}" for k, v in {**fields, **keywords}.items())
+        console.print(f"preset for this environment (--no-preset for none): {told}", highlight=False, soft_wrap=True)
     return _finished(finish(made))
 
 
@@ -190,14 +203,16 @@ def _finished(made: Any) -> int:
     """Say what came out, write the report, name its path last."""
     from unipo.report import write_report
 
-    measured = [m for m in made.records.metrics if m.get("accuracy") == m.get("accuracy")]
-    if measured:
-        first, last = measured[0], measured[-1]
-        console.print(
-            f"held-out accuracy [bold]{first['accuracy']:.1%}[/] -> [bold]{last['accuracy']:.1%}[/] "
-            f"(95 % interval {last['accuracy_low']:.1%} to {last['accuracy_high']:.1%}) in {last['seconds']:.0f} s",
-            highlight=False,
-        )
+    for name, shown, form in (("accuracy", "held-out accuracy", "{:.1%}"), ("eval_return", "return", "{:,.1f}")):
+        measured = [m for m in made.records.metrics if m.get(name, float("nan")) == m.get(name)]
+        if measured:
+            first, last = measured[0], measured[-1]
+            low, high = form.format(last[f"{name}_low"]), form.format(last[f"{name}_high"])
+            console.print(
+                f"{shown} [bold]{form.format(first[name])}[/] -> [bold]{form.format(last[name])}[/] "
+                f"(95 % interval {low} to {high}) in {last['seconds']:.0f} s",
+                highlight=False,
+            )
     console.print(f"policy  {made.folder / 'final'}", highlight=False, soft_wrap=True)
     page = write_report([made.folder], made.folder / "report.html")
     console.print(f"report  [bold]{page}[/]", highlight=False, soft_wrap=True)
@@ -208,7 +223,6 @@ def compare(arguments: list[str]) -> int:
     from unipo import api
     from unipo.methods.catalog import parse as parse_method
     from unipo.report import comparison_table, write_report
-    from unipo.training import RunConfig
 
     words, _, flags = _divided(arguments)
     if len(words) != 2:
@@ -217,12 +231,13 @@ def compare(arguments: list[str]) -> int:
     for method in methods:
         parse_method(method)
     seeds, flags = _taken(flags, "--seeds", 3)
-    config = tyro.cli(RunConfig, prog="unipo compare METHODS TASK --seeds K", args=flags, default=RunConfig(task=task))
+    default, _ = api.configure(methods[0], task, {}, preset=False)
+    config = tyro.cli(type(default), prog="unipo compare METHODS TASK --seeds K", args=flags, default=default)
     out = config.out or f"runs/compare-{Path(task).stem.replace(':', '_')}"
-    default, skip = RunConfig(), {"method", "task", "seed", "out", "method_options"}
+    skip = {"method", "task", "seed", "out", "method_options"}
     changed = {
         n: v
-        for n in RunConfig.__dataclass_fields__
+        for n in type(default).__dataclass_fields__
         if n not in skip and (v := getattr(config, n)) != getattr(default, n)
     }
     folders = api.compare(methods, task, seeds, out, console, **changed)
@@ -231,6 +246,14 @@ def compare(arguments: list[str]) -> int:
         f"report  [bold]{write_report(folders, Path(out) / 'report.html')}[/]", highlight=False, soft_wrap=True
     )
     return 0
+
+
+def _taken_word(flags: list[str], name: str) -> tuple[str, list[str]]:
+    """The word after `name`, or "", and the other flags."""
+    if name not in flags[:-1]:
+        return "", flags
+    at = flags.index(name)
+    return flags[at + 1], flags[:at] + flags[at + 2 :]
 
 
 def _taken(flags: list[str], name: str, default: int) -> tuple[int, list[str]]:
@@ -336,11 +359,9 @@ def show(arguments: list[str]) -> int:
 
 
 def explain(arguments: list[str]) -> int:
-    from unipo.methods.catalog import build
     from unipo.training.explain import explain_run
 
-    config = _parsed("explain", arguments)
-    for part in explain_run(config, build(config.method, config.method_options)):
+    for part in explain_run(*_parsed("explain", arguments)):
         console.print(part, highlight=False, soft_wrap=True)
     return 0
 

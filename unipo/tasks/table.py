@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from unipo.rewards.names import unknown
 from unipo.tasks.arithmetic import ARITHMETIC
@@ -13,6 +14,22 @@ from unipo.tasks.modular_chain import MODULAR_CHAIN
 from unipo.tasks.text import REVERSE, SORT
 
 TASKS: dict[str, GeneratedTask] = {t.name: t for t in (ARITHMETIC, COUNTDOWN, MODULAR_CHAIN, REVERSE, SORT)}
+ENVIRONMENT = re.compile(r"^(?:(?P<namespace>[\w-]+)/)?[\w.-]+-v\d+$")
+
+
+def is_environment(name: str) -> bool:
+    """Whether a TASK argument means a Gymnasium environment: NAME-v1, or NAMESPACE/NAME-v1 where the namespace is known.
+
+    A path that exists, and a hub name that happens to end like one, are datasets.
+    """
+    found = ENVIRONMENT.match(name)
+    if found is None or Path(name).exists():
+        return False
+    if found["namespace"] in (None, "unipo"):
+        return True
+    import gymnasium  # half a second that text runs need not wait for
+
+    return found["namespace"] in {spec.namespace for spec in gymnasium.registry.values()}
 
 
 def get_task(name: str) -> GeneratedTask:
@@ -22,7 +39,7 @@ def get_task(name: str) -> GeneratedTask:
     """
     plain, colon, suffix = name.partition(":")
     if plain not in TASKS:
-        raise TaskError(unknown("task", plain, TASKS))
+        raise TaskError(unknown("task", plain, TASKS) + "; an environment has its version in its name: CartPole-v1")
     return replace(TASKS[plain], levels=_levels(plain, suffix)) if colon else TASKS[plain]
 
 

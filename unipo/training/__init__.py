@@ -1,7 +1,16 @@
 """The loop, the run directory, checkpoints, evaluation and progress."""
 
 from unipo.training.build import build_run
-from unipo.training.config import ConfigError, RunConfig
+from unipo.training.config import BaseConfig, ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.loop import Interrupted, Run
 
-__all__ = ["ConfigError", "Interrupted", "Run", "RunConfig", "build_run"]
+__all__ = [
+    "BaseConfig",
+    "ConfigError",
+    "ControlConfig",
+    "Interrupted",
+    "Run",
+    "RunConfig",
+    "build_run",
+    "read_config",
+]

@@ -47,9 +47,9 @@ from unipo.sources.environments import ActionSpec, Environments, make_environmen
 from unipo.sources.reward_scaling import RewardScaler
 from unipo.sources.spec import ActionNoise, ControlSpec
 from unipo.sources.transitions import TransitionReplay
-from unipo.training.build import fingerprint
 from unipo.training.config import ConfigError, ControlConfig
 from unipo.training.control import EnvironmentData, Joined, Target
+from unipo.training.fingerprint import fingerprint
 from unipo.training.loop import Run
 from unipo.training.progress import Progress
 from unipo.training.records import Records
@@ -145,12 +145,18 @@ def distribution(spec: ControlSpec, actions: ActionSpec) -> Distribution:
     """The action distribution for a space. Raises ConfigError where the method has none for it."""
     if actions.kind == "box":
         if spec.actor not in ACTORS:
-            raise ConfigError(f"this method chooses among discrete actions; the environment has {actions.size} real ones")
+            raise ConfigError(
+                f"this method chooses among discrete actions; the environment has {actions.size} real ones"
+            )
         if not actions.bounded and spec.actor != "gaussian":
-            raise ConfigError(f"the action space is unbounded: a {spec.actor} policy covers [-1, 1] only; use ppo or trpo")
+            raise ConfigError(
+                f"the action space is unbounded: a {spec.actor} policy covers [-1, 1] only; use ppo or trpo"
+            )
         return ACTORS[spec.actor](actions.size, spec)
     if spec.actor == "deterministic":
-        raise ConfigError("this method needs real-valued (Box) actions; the environment has discrete ones: use dqn or ppo")
+        raise ConfigError(
+            "this method needs real-valued (Box) actions; the environment has discrete ones: use dqn or ppo"
+        )
     return Categorical(actions.size) if actions.kind == "categorical" else MultiCategorical(actions.sizes)
 
 
@@ -159,12 +165,16 @@ def _action_critic(spec: ControlSpec, size: int, actions: ActionSpec, net: dict[
         return None
     if actions.kind == "categorical":
         if spec.critic != "q":
-            raise ConfigError(f"the critic {spec.critic!r} needs real-valued (Box) actions; this space has discrete ones")
+            raise ConfigError(
+                f"the critic {spec.critic!r} needs real-valued (Box) actions; this space has discrete ones"
+            )
         return DiscreteQ(size, actions.size, critics=spec.critics, **net)
     if actions.kind != "box":
         raise ConfigError("off-policy critics know Box and Discrete actions; for MultiDiscrete ones use ppo or a2c")
     if spec.backup in ("greedy", "double"):
-        raise ConfigError("this method takes a maximum over discrete actions; the environment has a Box: use sac or td3")
+        raise ConfigError(
+            "this method takes a maximum over discrete actions; the environment has a Box: use sac or td3"
+        )
     kinds = {"q": QEnsemble, "gaussian_q": GaussianQ, "quantile_q": QuantileQ}
     return kinds[spec.critic](size, actions.size, critics=spec.critics, **net)
 
@@ -224,7 +234,9 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
 def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:
     """(return, length) of episodes with the policy's mode, in environments of their own; the same for every evaluation."""
     copies = min(number, 8)
-    environments = Environments(lambda: make_environment(config.task, **config.env_options), copies, config.seed + 1_000_003)
+    environments = Environments(
+        lambda: make_environment(config.task, **config.env_options), copies, config.seed + 1_000_003
+    )
     collector = Collector(environments, config.seed, 1)
     found: dict[int, list[tuple[float, int]]] = {i: [] for i in range(copies)}
     share = {i: len(range(i, number, copies)) for i in range(copies)}

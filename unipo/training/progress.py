@@ -17,6 +17,8 @@ SHOWN = {
     "reward": ("reward", "{:.3f}"), "length": ("len", "{:.1f}"), "entropy": ("ent", "{:.2f}"), "kl": ("kl", "{:.1e}"),
     "ess": ("ess", "{:.2f}"), "clipped_share": ("clip", "{:.3f}"),
 }  # fmt: skip
+MEASURED = {"accuracy": ("held-out accuracy", "{:.1%}"), "eval_return": ("return", "{:,.1f}")}
+"""What an evaluation says, with the interval in NAME_low and NAME_high."""
 QUIET_SECONDS = 5.0
 """Where there is no terminal, a line is printed this often."""
 
@@ -50,18 +52,23 @@ class Progress:
         line = " ".join(f"{label} {form.format(row[k])}" for k, (label, form) in SHOWN.items() if _finite(row.get(k)))
         line += self._speed(row)
         self._bar.update(self._task, completed=int(row["step"]), description=line)
-        if _finite(row.get("accuracy")):
-            self._say(
-                f"step {int(row['step']):>4}  held-out accuracy [bold]{row['accuracy']:.1%}[/] "
-                f"[dim](95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%})[/]"
-            )
+        for name, (shown, form) in MEASURED.items():
+            if _finite(row.get(name)):
+                low, high = form.format(row[f"{name}_low"]), form.format(row[f"{name}_high"])
+                self._say(
+                    f"step {int(row['step']):>4}  {shown} [bold]{form.format(row[name])}[/] "
+                    f"[dim](95 % interval {low} to {high})[/]"
+                )
         if not self.console.is_terminal and time.monotonic() - self._printed > QUIET_SECONDS and line:
             self._say(f"step {int(row['step']):>4}/{self.steps}  {line}")
 
     def _speed(self, row: Mapping[str, float]) -> str:
-        tokens, seconds = row.get("tokens_sampled", 0.0) + row.get("tokens_trained", 0.0), row.get("seconds", 0.0)
-        (before, then), self._last = self._last, (tokens, seconds)
-        return f" {(tokens - before) / (seconds - then):,.0f} tok/s" if seconds > then and tokens > before else ""
+        """Per second: environment steps where there are any, else tokens sampled and trained."""
+        acted, seconds = "env_steps" in row, row.get("seconds", 0.0)
+        done = row["env_steps"] if acted else row.get("tokens_sampled", 0.0) + row.get("tokens_trained", 0.0)
+        (before, then), self._last = self._last, (done, seconds)
+        unit = "steps/s" if acted else "tok/s"
+        return f" {(done - before) / (seconds - then):,.0f} {unit}" if seconds > then and done > before else ""
 
     def terms(self, row: Mapping[str, float], titles: Sequence[str]) -> None:
         """The effective weight of each term, as the first batch has it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unipo.policies import load_policy
 from unipo.sources.sampler import Sampler, SamplerSettings
-from unipo.training.build import load_problems, scorer
+from unipo.training.build_text import load_problems, scorer
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.evaluate import Evaluation, evaluate
 

@@ -1,0 +1,340 @@
+"""From a configuration and a recipe to a run on text: everything is made and checked here, before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from unipo.episodes import Episodes
+from unipo.learner import Learner, LearnerSettings, Player
+from unipo.policies import TokenPolicy, ValueHead, load_policy
+from unipo.policies.loading import LoraSettings
+from unipo.recipe import Recipe
+from unipo.rewards import RewardSet, resolve_reward
+from unipo.sources.datasets import load_rows
+from unipo.sources.encode import encode_completion, encode_prompt
+from unipo.sources.mixer import Mixer, Source
+from unipo.sources.prompts import Curriculum, Prompt, Prompts, RowPrompts, TaskPrompts, prompt_identity
+from unipo.sources.replay import Replay
+from unipo.sources.rollouts import Reward, Rollouts, Scored
+from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
+from unipo.sources.sampler import Sampler, SamplerSettings
+from unipo.tasks import TASKS, Task, get_task
+from unipo.training.config import ConfigError, RunConfig
+from unipo.training.fingerprint import ROOT, fingerprint
+from unipo.training.loop import Run
+from unipo.training.progress import Progress
+from unipo.training.records import Records
+from unipo.training.text import Evaluator, TextData
+
+TINY = ROOT / "tasks" / "tiny"
+HELD_OUT_SHARE = 0.1
+DATASET_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one."""
+
+    train: Prompts | Curriculum
+    held_out: list[Prompt]
+    reward: RewardSet
+    task: Task | None
+    max_tokens: int
+
+
+def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None) -> Run:
+    """A run at step 0. Raises ConfigError, DataError, ModelError, TaskError or RewardError for what cannot work."""
+    recipe = _resized(recipe, config)
+    check_sources(config, recipe)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    problems = load_problems(config)
+    policy, references = load_players(config, recipe, device)
+    reward = scorer(problems.reward)
+    settings = SamplerSettings(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_tokens=problems.max_tokens,
+        stop=config.stop,
+    )
+    _check_prompts(policy, problems, config)
+    rollouts = None
+    sources: dict[str, Source] = {}
+    if "rollout" in recipe.kinds:
+        rollouts = Rollouts(problems.train, Sampler(policy.model, policy.tokenizer, settings), policy.tokenizer, reward,
+                            recipe.rollouts, config.prompts, config.seed)  # fmt: skip
+        sources["fresh"] = rollouts
+    replay = _replay(config, policy, reward)
+    if replay is not None:
+        sources["replay"] = replay
+    sources.update(_fixed_rows(config, policy, problems))
+    greedy = SamplerSettings(temperature=config.eval_temperature, max_tokens=problems.max_tokens, stop=config.stop)
+    held_out = Evaluator(problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), reward, config.seed,
+                         config.eval_samples)  # fmt: skip
+    updates = config.steps * recipe.epochs * recipe.minibatches
+    learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"))
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out)
+    return Run(config, folder, recipe, policy, {**references, "old": policy}, learner, data, Records(folder),
+               Progress(config.steps, console), fingerprint(config))  # fmt: skip
+
+
+def learner_settings(config: RunConfig, updates: int) -> LearnerSettings:
+    return LearnerSettings(
+        learning_rate=config.learning_rate, value_learning_rate=config.value_learning_rate, weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm, warmup=config.warmup, schedule=config.schedule, total_updates=updates,
+        token_budget=config.token_budget, autocast=config.autocast,
+    )  # fmt: skip
+
+
+def _resized(recipe: Recipe, config: RunConfig) -> Recipe:
+    changes: dict[str, Any] = {}
+    if config.epochs:
+        changes["epochs"] = config.epochs
+    if config.minibatches:
+        changes["minibatches"] = config.minibatches
+    if config.rollouts:
+        changes["group"] = config.rollouts
+    return recipe.but(**changes) if changes else recipe
+
+
+def check_sources(config: RunConfig, recipe: Recipe) -> None:
+    """Every term must find rows of the kind it claims, and groups large enough: told before anything is loaded."""
+    given = {"rollout": True, "demo": bool(config.demos) or recipe.rollouts.demonstration, "pair": bool(config.pairs)}
+    remedy = {"demo": "--demos FILE (or --demos task for an embedded task)", "pair": "--pairs FILE (or --pairs task)"}
+    for kind in recipe.kinds:
+        if not given[kind]:
+            terms = [t.title for _, t in recipe.objective.terms() if f"kind={kind}" in repr(t.rows)]
+            raise ConfigError(
+                f"{', '.join(terms)} trains on rows of kind {kind!r}, and the run has none: give {remedy[kind]}"
+            )
+    size = recipe.needs.group_size
+    if "rollout" in recipe.kinds and recipe.rollouts.group < size:
+        raise ConfigError(
+            f"this method compares the rollouts of a prompt and needs at least {size}; it has groups of "
+            f"{recipe.rollouts.group}. Use --rollouts {size} or more, or a method with another baseline (reinforce, ppo)"
+        )
+    for flag, value, kind in (("--demos", config.demos, "demo"), ("--pairs", config.pairs, "pair")):
+        if value and kind not in recipe.kinds:
+            raise ConfigError(
+                f"{flag} {value} is given, but no term of {config.method!r} uses such rows: add one, for example "
+                f"{config.method}+0.1*{'sft' if kind == 'demo' else 'dpo'}"
+            )
+
+
+# ---- problems and rewards --------------------------------------------------------------------------------------------
+def load_problems(config: RunConfig) -> Problems:
+    """Prompts, held-out prompts and rewards of an embedded task, or of a dataset."""
+    rewards = [resolve_reward(r) for r in config.reward.split(",") if r.strip()]
+    if is_task(config.task):
+        task = get_task(config.task)
+        held_out = [TaskPrompts(task, "held_out")[i] for i in range(config.eval_prompts)]
+        rewards = rewards or [(task.name, task.reward, 1.0)]
+        limit = config.max_tokens or task.max_completion_tokens
+        return Problems(_staged(config, TaskPrompts(task)), held_out, _rewards(rewards, config), task, limit)
+    rows = dataset_prompts(config.task, config.chat)
+    if config.held_out:
+        train, kept = rows, dataset_prompts(config.held_out, config.chat)
+    else:
+        train, kept = divided(rows)
+    rewards = rewards or [resolve_reward("math")]
+    limit = config.max_tokens or DATASET_MAX_TOKENS
+    prompts = _staged(config, RowPrompts(train, config.seed))
+    return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), None, limit)
+
+
+def _staged(config: RunConfig, first: Prompts) -> Prompts | Curriculum:
+    """The prompts themselves, or the stages of `--curriculum` after them."""
+    if not config.curriculum:
+        return first
+    stages: list[tuple[int, Prompts]] = [(0, first)]
+    for part in config.curriculum.split(","):
+        step, _, name = part.partition("=")
+        if not (step.strip().isdigit() and name):
+            raise ConfigError(
+                f"cannot read the stage {part!r} of --curriculum: write STEP=TASK, such as 50=arithmetic:3"
+            )
+        own = (
+            TaskPrompts(get_task(name))
+            if is_task(name)
+            else RowPrompts(dataset_prompts(name, config.chat), config.seed)
+        )
+        stages.append((int(step), own))
+    return Curriculum(stages=stages)
+
+
+def is_task(name: str) -> bool:
+    """Whether a TASK argument means an embedded task: any name that is not a path and not a hub name."""
+    return name.partition(":")[0] in TASKS or not (Path(name).exists() or "/" in name or "." in name)
+
+
+def _rewards(rewards: list[Any], config: RunConfig) -> RewardSet:
+    return RewardSet(tuple(rewards), config.on_reward_error, config.reward_timeout)
+
+
+def scorer(rewards: RewardSet) -> Reward:
+    """A `RewardSet` as what sources call."""
+
+    def score(prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Scored:
+        total, kept, parts = rewards(prompts, completions, columns)
+        several = parts if len(parts) > 1 else {}
+        return Scored(
+            torch.tensor(total), torch.tensor(kept, dtype=torch.bool), {k: torch.tensor(v) for k, v in several.items()}
+        )
+
+    return score
+
+
+def dataset_prompts(path: str, chat: bool) -> list[Prompt]:
+    """Prompts of a dataset; a `completion` or `demonstration` column is each prompt's demonstration."""
+    data, found = load_rows(path), []
+    for row in data.prompts():
+        columns = dict(row.columns)
+        shown = columns.get("completion") or columns.get("demonstration")
+        text: Any = [{"role": "user", "content": row.prompt}] if chat and isinstance(row.prompt, str) else row.prompt
+        columns.setdefault("answer", row.answer)
+        found.append(Prompt(id=prompt_identity(text), text=text, columns=columns, demonstration=shown))
+    return found
+
+
+def divided(rows: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """A tenth is held out, by the hash of the prompt, so that equal prompts stay on one side (none below 20 rows)."""
+    if len(rows) < 20:
+        return rows, []
+    kept = [r for r in rows if r.id % 1000 < 1000 * HELD_OUT_SHARE]
+    train = [r for r in rows if r.id % 1000 >= 1000 * HELD_OUT_SHARE]
+    return (train, kept) if train else (rows, [])
+
+
+def _check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) -> None:
+    """Every prompt of a dataset must fit: told with its row before training."""
+    context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
+    limit = min(config.max_prompt_tokens or context, context - problems.max_tokens)
+    stages = [p for _, p in problems.train.stages] if isinstance(problems.train, Curriculum) else [problems.train]
+    rows = [row for p in stages for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])]
+    for number, prompt in enumerate([*rows, *problems.held_out], 1):
+        length = len(encode_prompt(policy.tokenizer, prompt.text))
+        if not 0 < length <= limit:
+            raise ConfigError(
+                f"prompt {number} ({str(prompt.text)[:50]!r}) has {length} tokens; allowed are 1 to {limit} (a context of "
+                f"{context} less --max-tokens {problems.max_tokens}). Shorten or drop it, or lower --max-tokens"
+            )
+
+
+# ---- players -----------------------------------------------------------------------------------------------------------
+def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenPolicy, dict[str, Player]]:
+    """The policy, and what `recipe.needs` says beside it: a value head, and a frozen reference (the adapter switched off
+    for LoRA)."""
+    lora = LoraSettings(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
+    name = str(TINY) if config.model == "tiny" else config.model
+    policy = load_policy(name, config.dtype, lora, device, config.temperature)
+    if "value" in recipe.needs.signals:
+        width = policy.model.get_input_embeddings().weight.shape[1]
+        policy.value_head = ValueHead(width, getattr(torch, config.dtype)).to(device)
+    references: dict[str, Player] = {}
+    if any(c.startswith("reference_") for c in recipe.needs.columns):
+        if lora is not None:
+            references["reference"] = TokenPolicy(policy.model, policy.tokenizer, config.temperature, adapter=False)
+        else:
+            references["reference"] = load_policy(name, config.dtype, None, device, config.temperature)
+    return policy, references
+
+
+# ---- sources -----------------------------------------------------------------------------------------------------------
+def _replay(config: RunConfig, policy: TokenPolicy, reward: Reward) -> Replay | None:
+    if not config.replay:
+        if config.replay_from:
+            raise ConfigError(
+                "--replay-from is given, but --replay is 0: say how many groups a batch takes, --replay 16"
+            )
+        return None
+    replay = Replay(config.replay, config.seed, config.replay_capacity, config.max_staleness)
+    for part in logged_rollouts(config.replay_from, policy) if config.replay_from else []:
+        replay.add(part)
+    return replay
+
+
+def logged_rollouts(path: str, policy: TokenPolicy) -> list[Episodes]:
+    """Rollouts of an earlier run (its folder), or of a dataset; versions of another run count as unknown (-1)."""
+    folder = Path(path)
+    files = sorted((folder / "episodes").glob("step_*.parquet"))
+    if files:
+        parts = [Episodes.load(f) for f in files]
+        return [e.with_columns("episode", policy_version=torch.full((len(e),), -1)) for e in parts]
+    rows = list(load_rows(path).rollouts())
+    tokenizer = policy.tokenizer
+    tokens, logps = [], []
+    for row in rows:
+        ids = (
+            list(map(int, row.token_ids)) if row.token_ids is not None else encode_completion(tokenizer, row.completion)
+        )
+        known = row.logprobs is not None and len(row.logprobs) == len(ids)
+        tokens.append(ids)
+        logps.append(
+            [float(x) for x in row.logprobs] if known and row.logprobs is not None else [float("nan")] * len(ids)
+        )
+    made = Episodes.build(
+        tokens, [encode_prompt(tokenizer, r.prompt) for r in rows], _runs([prompt_identity(r.prompt) for r in rows]),
+        behavior_logp=logps, kind=["rollout"] * len(rows), prompt_id=[prompt_identity(r.prompt) for r in rows],
+        policy_version=[-1] * len(rows), truncated=[False] * len(rows), reward=[float(r.reward) for r in rows],
+    )  # fmt: skip
+    return [made]
+
+
+def _runs(identities: list[int]) -> list[int]:
+    """Group numbers: equal neighbours share one."""
+    numbers: list[int] = []
+    last = None
+    for identity in identities:
+        numbers.append((numbers[-1] + (identity != last)) if numbers else 0)
+        last = identity
+    return numbers
+
+
+def _fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> dict[str, Source]:
+    tokenizer, found = policy.tokenizer, {}
+    if config.demos:
+        shown = _demonstrations(config, problems)
+        made = demonstration_episodes(tokenizer, [p for p, _ in shown], [c for _, c in shown])
+        found["demos"] = Rows(made, config.demos_per_step, config.seed)
+    if config.pairs:
+        triples = _pairs(config, problems)
+        columns: Any = [list(c) for c in zip(*triples, strict=True)]
+        found["pairs"] = Rows(pair_episodes(tokenizer, *columns), config.pairs_per_step, config.seed)
+    return dict(found)
+
+
+def _demonstrations(config: RunConfig, problems: Problems) -> list[tuple[Any, str]]:
+    if config.demos.partition(":")[0] != "task":
+        return [(r.prompt, r.completion) for r in load_rows(config.demos).demonstrations()]
+    task, style = _task_of(problems, "--demos"), config.demos.partition(":")[2] or "direct"
+    rows = [task.problem(i + _AWAY) for i in range(config.dataset_rows)]
+    return [(p.prompt, task.demonstration(p, style)) for p in rows]
+
+
+def _pairs(config: RunConfig, problems: Problems) -> list[tuple[Any, str, str]]:
+    if config.pairs != "task":
+        return [(r.prompt, r.chosen, r.rejected) for r in load_rows(config.pairs).pairs()]
+    task = _task_of(problems, "--pairs")
+    rows = [task.problem(i + 2 * _AWAY) for i in range(config.dataset_rows)]
+    return [(p.prompt, *task.pair(p, i)) for i, p in enumerate(rows)]
+
+
+_AWAY = 1 << 30
+"""Demonstrations and pairs of an embedded task come from far along its stream, not from the prompts that are sampled."""
+
+
+def _task_of(problems: Problems, flag: str) -> Task:
+    if problems.task is None:
+        raise ConfigError(f"{flag} task works for embedded tasks only; give {flag} a dataset file for this one")
+    return problems.task
