@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -173,6 +174,39 @@ def test_the_pathwise_gradient_is_a_finite_difference() -> None:
             below = objective()
             bias[i] += 1e-6
         assert float(grad[i]) == pytest.approx(float((above - below) / 2e-6), rel=1e-4, abs=1e-7)
+
+
+class Quadratic:
+    """Q(s, a) = -curvature (a - peak)^2."""
+
+    def __init__(self, curvature: float, peak: float) -> None:
+        self.curvature, self.peak = curvature, peak
+
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+        return -self.curvature * (action - self.peak).square()
+
+
+def test_the_soft_optimum_is_the_boltzmann_policy() -> None:
+    """pi proportional to exp(Q / alpha): for Q = -c (a - m)^2 a Gaussian with mean m and variance alpha / 2c."""
+    curvature, peak, alpha = 2.0, 0.4, 0.3
+    policy = ControlPolicy(1, Gaussian(1), (), log_std="network").double()
+    noise = torch.special.ndtri((torch.arange(100, dtype=torch.float64) + 0.5) / 100)[:, None]
+    noise = noise / noise.square().mean().sqrt()
+    episodes = batch([100], 1, torch.zeros(100, 1), noise=noise)
+    episodes = episodes.with_columns("step", observation=torch.zeros(100, 1, dtype=torch.float64))
+    join = Pathwise(policy, Quadratic(curvature, peak), "first")
+
+    def slope(mean: float, std: float) -> list[float]:
+        with torch.no_grad():
+            policy.network.head.bias.copy_(torch.tensor([mean, math.log(std)]))
+        found = join.signals(episodes, ["pathwise_q", "pathwise_logp"])
+        loss = (alpha * found["pathwise_logp"] - found["pathwise_q"]).mean()
+        return torch.autograd.grad(loss, policy.network.head.bias)[0].tolist()
+
+    best = (alpha / (2 * curvature)) ** 0.5
+    assert slope(peak, best) == pytest.approx([0, 0], abs=1e-6)
+    assert slope(peak + 0.1, best) == pytest.approx([2 * curvature * 0.1, 0], abs=1e-6)
+    assert slope(peak, 2 * best) == pytest.approx([0, 3 * alpha], abs=1e-6)
 
 
 def test_pathwise_refuses_what_has_no_path() -> None:
