@@ -185,6 +185,31 @@ def test_sum_tree_finds_the_leaf_that_owns_the_mass() -> None:
     assert SumTree(1).depth == 1
 
 
+def test_a_large_sum_tree_draws_what_a_search_in_all_leaves_would() -> None:
+    """Deeper than the level that is searched at once; every fourth priority is 0."""
+    generator = np.random.default_rng(0)
+    priorities = generator.integers(0, 4, 20_000).astype(float)  # whole: sums are exact
+    tree = SumTree(20_000)
+    tree[np.arange(20_000)] = 9.0
+    for part in np.array_split(generator.permutation(20_000), 7):
+        tree[part] = priorities[part]
+    assert tree.total == priorities.sum()
+    mass = generator.random(5000) * tree.total
+    assert tree.find(mass).tolist() == np.searchsorted(priorities.cumsum(), mass, side="right").tolist()
+
+
+def test_rounding_never_finds_a_leaf_of_priority_zero() -> None:
+    generator = np.random.default_rng(1)
+    tree = SumTree(9000)
+    tree[np.arange(9000)] = np.where(generator.random(9000) < 0.3, generator.random(9000) ** 9, 0.0)
+    for mass in (
+        generator.random(4000) * tree.total,
+        np.full(3, np.nextafter(tree.total, 0)),
+        np.full(3, tree.total * 2),
+    ):
+        assert (tree[tree.find(mass)] > 0).all()
+
+
 def test_priorities_are_probabilities_and_weights_undo_them() -> None:
     replay = filled(TransitionReplay(8, 0, prioritised=Prioritised(alpha=0.5, beta=1.0, eps=0.0)), range(4))
     errors = torch.tensor([1.0, 4.0, 9.0, 16.0])  # probabilities .1 .2 .3 .4
