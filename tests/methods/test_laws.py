@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.control_toys import control_batch, control_players
 from tests.toys import ToyPolicy, toy_batch
 from unipo.episodes import Episodes
-from unipo.learner import Learner, LearnerSettings
+from unipo.learner import Learner, LearnerSettings, Player
 from unipo.methods.catalog import METHODS, build
 from unipo.objectives import with_settings
 from unipo.recipe import Recipe
@@ -17,21 +18,42 @@ OPTIONS = {
     "grpo, regularised": ("grpo", {"kl": 0.2, "entropy": 0.1}),
     "rloo, regularised": ("rloo", {"kl": 0.2, "entropy": 0.1}),
 }
-NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord", *OPTIONS]
+ENVIRONMENTS = ", in environments"
+NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord", *OPTIONS,
+         *(m.slug + ENVIRONMENTS for m in METHODS if m.environments)]  # fmt: skip
 SETTINGS = {"mu": 0.4, "baseline": 0.3}
+CONTEXT = {"token", "prompt", "source", "policy_version", "truncated", "observation", "action", "final_observation", "noise",
+           "old_next_value"}  # fmt: skip
+"""What players look at, whatever the objective; a bootstrap is used where there is one."""
 
 
 def recipe_of(name: str) -> Recipe:
-    slug, settings = OPTIONS.get(name, (name, {}))
-    return build(slug, {slug: settings} if settings else {})
+    slug, settings = OPTIONS.get(name, (name.removesuffix(ENVIRONMENTS), {}))
+    return build(slug, {slug: settings} if settings else {}, environment=name.endswith(ENVIRONMENTS))
 
 
-def gradients(recipe: Recipe, episodes: Episodes, token_budget: int) -> tuple[torch.Tensor, int]:
+def of_text(name: str) -> bool:
+    """Whether it is tried on tokens: where these have all that it reads, unless it is the version for environments."""
+    needs, episodes = recipe_of(name).needs, toy_batch()
+    served = needs.signals <= ToyPolicy.emits and needs.columns <= set(episodes.columns)
+    return served and not name.endswith(ENVIRONMENTS)
+
+
+def batch_of(name: str, group: int = 4, rewards: list[float] | None = None, demos: bool = True) -> Episodes:
+    if of_text(name):
+        return toy_batch(group=group, rewards=rewards, demos=demos)
+    return control_batch(recipe_of(name), fragments=1 if group == 1 else 6, rewards=rewards)
+
+
+def players_of(name: str) -> dict[str, Player]:
+    return {"policy": ToyPolicy()} if of_text(name) else control_players(recipe_of(name))
+
+
+def gradients(name: str, episodes: Episodes, token_budget: int) -> tuple[torch.Tensor, int]:
     """The flat gradient of all parameters and the number of passes it took."""
-    policy = ToyPolicy()
-    learner = Learner({"policy": policy}, LearnerSettings(token_budget=token_budget))
-    update = learner.gradient(episodes, with_settings(recipe.objective, SETTINGS))
-    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.parameters()]
+    learner = Learner(players_of(name), LearnerSettings(token_budget=token_budget))
+    update = learner.gradient(episodes, with_settings(recipe_of(name).objective, SETTINGS))
+    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.parameters()]
     return torch.cat([g.flatten() for g in flat]), update.passes
 
 
@@ -42,27 +64,30 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-9) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_any_micro_batch_split_gives_the_same_gradient(name: str) -> None:
     """Token budgets from everything at once to one episode at a time cut groups and pairs; the gradient does not notice."""
-    recipe, episodes = recipe_of(name), toy_batch()
-    whole, _ = gradients(recipe, episodes, 10_000)
+    episodes = batch_of(name)
+    whole, _ = gradients(name, episodes, 10_000)
     assert float(whole.norm()) > 0
     for budget in (60, 23, 9, 1):
-        split, _ = gradients(recipe, episodes, budget)
+        split, _ = gradients(name, episodes, budget)
         assert close(split, whole), f"budget {budget}: {float((split - whole).norm() / whole.norm()):.1e}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_groups_does_not_matter(name: str) -> None:
-    recipe, episodes = recipe_of(name), toy_batch()
+    episodes = batch_of(name)
     order = torch.randperm(episodes.count("group"), generator=torch.Generator().manual_seed(1))
-    assert close(gradients(recipe, episodes.select(order, "group"), 40)[0], gradients(recipe, episodes, 10_000)[0])
+    assert close(gradients(name, episodes.select(order, "group"), 40)[0], gradients(name, episodes, 10_000)[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_steps_change_nothing(name: str) -> None:
     """Junk steps under mask=False at the end of every episode, with NaN in their columns."""
-    recipe, episodes = recipe_of(name), toy_batch()
+    episodes = batch_of(name)
     junk = [_with_junk(episodes.select(torch.tensor([g]), "group")) for g in range(episodes.count("group"))]
-    assert close(gradients(recipe, Episodes.cat(junk), 10_000)[0], gradients(recipe, episodes, 10_000)[0])
+    assert close(gradients(name, Episodes.cat(junk), 10_000)[0], gradients(name, episodes, 10_000)[0])
+
+
+ANNOTATED = ("behavior_", "reference_", "old_", "target_", "next_")
 
 
 def _with_junk(group: Episodes) -> Episodes:
@@ -72,7 +97,8 @@ def _with_junk(group: Episodes) -> Episodes:
         one = group.select(torch.tensor([i]))
         again = one.select(torch.cat([torch.arange(one.count("step")), torch.tensor([0])]), "step")
         junk = torch.arange(again.count("step")) == again.count("step") - 1
-        columns = {k: torch.where(junk, torch.nan, again[k]) for k in ("behavior_logp", "reference_logp", "old_value")}
+        annotated = [k for k in again.columns if k.startswith(ANNOTATED)]
+        columns = {k: torch.where(junk.reshape(-1, *[1] * (again[k].ndim - 1)), torch.nan, again[k]) for k in annotated}
         rows.append(again.with_columns("step", mask=~junk, **columns))
     return Episodes.cat(rows).as_one_group()
 
@@ -80,17 +106,16 @@ def _with_junk(group: Episodes) -> Episodes:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("rewards", [[1.0] * 4, [0.0] * 4, [0.3] * 4, [1.0, 0.0, 0.0, 0.0]])
 def test_degenerate_groups_give_finite_gradients(name: str, rewards: list[float]) -> None:
-    assert gradients(recipe_of(name), toy_batch(rewards=rewards), 30)[0].isfinite().all()
+    assert gradients(name, batch_of(name, rewards=rewards), 30)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_group_of_one_and_an_empty_kind(name: str) -> None:
-    recipe = recipe_of(name)
-    assert gradients(recipe, toy_batch(group=1, rewards=[1.0]), 30)[0].isfinite().all()
+    assert gradients(name, batch_of(name, group=1, rewards=[1.0]), 30)[0].isfinite().all()
     for kind in ("rollout", "demo", "pair"):
-        episodes = toy_batch(demos=False)
+        episodes = batch_of(name, demos=False)
         without = episodes.select(~episodes.category("kind", kind))
-        assert gradients(recipe, without, 30)[0].isfinite().all()
+        assert gradients(name, without, 30)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,11 +123,15 @@ def test_every_term_moves_rows_it_claims_and_no_others(name: str) -> None:
     """The dead-term guard, as a law."""
     from unipo.learner import coefficients
 
-    recipe, episodes = recipe_of(name), toy_batch()
-    signals = ToyPolicy().signals(episodes, ["logp", "entropy", "value"])
+    recipe, episodes = recipe_of(name), batch_of(name)
+    signals: dict[str, torch.Tensor] = {}
+    for player in players_of(name).values():
+        signals |= player.signals(episodes, sorted(recipe.needs.signals & player.emits))
     found = coefficients(with_settings(recipe.objective, SETTINGS), episodes, signals)
     for share, (_, term) in zip(found.terms, recipe.objective.terms(), strict=True):
-        live = torch.stack([g != 0 for g in share.gradient.values()]).any(0)
+        live = torch.stack([(g != 0).flatten(1).any(1) if g.ndim > 1 else g != 0 for g in share.gradient.values()]).any(
+            0
+        )
         claimed = episodes.expand(term.rows(episodes))
         if not claimed.any():
             assert name == "upge-hpt", "only a per-prompt switch may find no prompt to act on"
@@ -113,28 +142,27 @@ def test_every_term_moves_rows_it_claims_and_no_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_that_no_term_claims_do_not_matter(name: str) -> None:
-    recipe, episodes = recipe_of(name), toy_batch(demos=True)
+    recipe, episodes = recipe_of(name), batch_of(name, demos=True)
     kinds = recipe.kinds
     wanted = torch.stack([episodes.category("kind", k) for k in kinds]).any(0)
-    assert close(gradients(recipe, episodes.select(wanted), 10_000)[0], gradients(recipe, episodes, 10_000)[0])
+    assert close(gradients(name, episodes.select(wanted), 10_000)[0], gradients(name, episodes, 10_000)[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_needs_are_what_is_read(name: str) -> None:
     """Without a column that is not in `needs` nothing changes; without one that is, the error names it."""
-    recipe, episodes = recipe_of(name), toy_batch()
-    columns = set(episodes.columns) - {"token", "prompt", "source", "policy_version", "truncated"}
-    spare = columns - recipe.needs.columns
-    assert close(gradients(recipe, episodes.without(*spare), 10_000)[0], gradients(recipe, episodes, 10_000)[0])
+    recipe, episodes = recipe_of(name), batch_of(name)
+    spare = set(episodes.columns) - CONTEXT - recipe.needs.columns
+    assert close(gradients(name, episodes.without(*spare), 10_000)[0], gradients(name, episodes, 10_000)[0])
     for column in sorted(recipe.needs.columns):
         with pytest.raises(KeyError, match=column):
-            gradients(recipe, episodes.without(column), 10_000)
+            gradients(name, episodes.without(column), 10_000)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_pass_is_taken_where_it_is_exact(name: str) -> None:
-    recipe, episodes = recipe_of(name), toy_batch()
-    assert gradients(recipe, episodes, 20)[1] == (1 if recipe.objective.linear else 2)
+    recipe, episodes = recipe_of(name), batch_of(name)
+    assert gradients(name, episodes, 20)[1] == (1 if recipe.objective.linear else 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
