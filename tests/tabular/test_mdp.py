@@ -114,6 +114,18 @@ def test_samples_agree_with_the_occupancy():
     assert float(((learned.transition - mdp.transition).abs() / error).max()) < 4
 
 
+def test_what_has_no_chance_is_never_drawn():
+    """Not even when the generator says exactly 0."""
+
+    class Zeros:
+        def random(self, n):
+            return np.zeros(n)
+
+    mdp = random_episodic_mdp(2, 2, 3, 0)
+    policy = torch.tensor([0.0, 1.0]).double().expand(3, 2, 2)
+    assert mdp.sample(policy, 5, Zeros()).action.unique().tolist() == [1]
+
+
 def test_counts_by_hand():
     """One episode 0 -a1-> 1 -a0-> 0 twice over; what was never tried pays 0 and leads anywhere alike."""
     mdp = random_episodic_mdp(2, 2, 2, 0)
