@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import torch
@@ -95,7 +96,7 @@ class Part:
         """What this part itself reads, its fields apart."""
         return NOTHING
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         """What this part and all parts in it read."""
         needs = self.own_needs()
@@ -317,7 +318,7 @@ class Sum(Objective):
 
     weighted: tuple[tuple[float | Knob, Objective], ...] = ()
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         needs = NOTHING
         for _, term in self.weighted:

@@ -8,6 +8,7 @@ detach advantage, weight and mask, so parts need no stop-gradient of their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -463,7 +464,7 @@ class Aggregate(Part):
     def of(self, x: Tensor, episodes: Episodes) -> Tensor:
         raise TypeError(f"{type(self).__name__} is abstract: define of(x, episodes)")
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         return NOTHING
 

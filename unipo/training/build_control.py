@@ -20,6 +20,7 @@ from unipo.critics import (
     GreedyBackup,
     Pathwise,
     QEnsemble,
+    QuantileBackup,
     QuantileQ,
     SmoothedBackup,
     SoftBackup,
@@ -56,21 +57,22 @@ from unipo.training.records import Records
 
 ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
     "gaussian": lambda size, spec: Gaussian(size),
-    "squashed": lambda size, spec: SquashedGaussian(size),
-    "mixture": lambda size, spec: GaussianMixture(size, spec.experts),
+    "squashed": lambda size, spec: SquashedGaussian(size, *spec.log_std),
+    "mixture": lambda size, spec: GaussianMixture(size, spec.experts, True, *spec.log_std, spread=spec.spread),
     "beta": lambda size, spec: Beta(size),
     "deterministic": lambda size, spec: Deterministic(
         size, spec.explore.std if isinstance(spec.explore, ActionNoise) else 0.0
     ),
 }
-BACKUPS: dict[str, Callable[[Players], Any]] = {
-    "soft": lambda p: (ExpectedBackup if isinstance(p.critic, DiscreteQ) else SoftBackup)(p.policy, p.slow_critic),
-    "component": lambda p: ComponentBackup(p.policy, p.slow_critic),
-    "smoothed": lambda p: SmoothedBackup(p.slow_policy, p.slow_critic),
-    "deterministic": lambda p: DeterministicBackup(p.slow_policy, p.slow_critic),
-    "greedy": lambda p: GreedyBackup(p.slow_critic),
-    "double": lambda p: GreedyBackup(p.slow_critic, p.critic),
-    "gaussian": lambda p: GaussianBackup(p.slow_policy, p.slow_critic),
+BACKUPS: dict[str, Callable[[Players, ControlSpec], Any]] = {
+    "soft": lambda p, _: (ExpectedBackup if isinstance(p.critic, DiscreteQ) else SoftBackup)(p.policy, p.slow_critic),
+    "component": lambda p, _: ComponentBackup(p.policy, p.slow_critic),
+    "smoothed": lambda p, spec: SmoothedBackup(p.slow_policy, p.slow_critic, *spec.smoothing),
+    "deterministic": lambda p, _: DeterministicBackup(p.slow_policy, p.slow_critic),
+    "greedy": lambda p, _: GreedyBackup(p.slow_critic),
+    "double": lambda p, _: GreedyBackup(p.slow_critic, p.critic),
+    "gaussian": lambda p, _: GaussianBackup(p.slow_policy, p.slow_critic),
+    "quantile": lambda p, _: QuantileBackup(p.policy, p.slow_critic),
 }
 
 
@@ -84,6 +86,7 @@ class Players:
     slow_policy: Any
     slow_critic: Any
     normaliser: Normaliser | None
+    snapshot: Any = None
 
 
 def build_control(config: ControlConfig, recipe: Recipe, console: Console | None = None) -> Run:
@@ -138,6 +141,7 @@ def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size:
                                log_std_init=config.log_std_init, orthogonal=config.orthogonal, **net)  # fmt: skip
     slow_critic = None if critic is None else copy.deepcopy(critic).requires_grad_(False)
     slow_policy = copy.deepcopy(policy).requires_grad_(False) if spec.target_policy else None
+    snapshot = copy.deepcopy(policy).requires_grad_(False) if spec.snapshot_every else None
     return Players(policy, value, critic, slow_policy, slow_critic, normaliser)
 
 

@@ -32,6 +32,8 @@ from unipo.training.progress import Progress
 from unipo.training.records import Records
 from unipo.training.trackers import Tracker, trackers
 
+FLUSH_SECONDS = 2.0
+"""`metrics.parquet` is written anew at most so often (and at the end)."""
 GUARD_STEPS = 5
 """A term that has given no gradient for so many steps from the start is reported."""
 
@@ -196,7 +198,7 @@ class Run:
     def _minibatches(self, batch: Episodes, objective: Objective) -> Iterator[tuple[Objective, Episodes]]:
         """Groups (or steps) stay whole; the order is keyed by (seed, step, epoch). One minibatch is the batch, unshuffled."""
         parts = self.data.minibatches(batch, self.recipe.minibatches)
-        if parts > 1 and self.data.unit == "step":
+        if self.recipe.epochs * parts > 1 and self.data.unit == "step":
             objective, batch = hoisted(objective, batch)
             batch = batch.as_steps()
         for epoch in range(self.recipe.epochs):
@@ -216,8 +218,7 @@ class Run:
                  version: int) -> dict[str, float]:  # fmt: skip
         metrics = {f"knob/{k}": v for k, v in self.settings().items()}
         if first is not None and last is not None and batch is not None:
-            metrics.update({**summary(last), **ledger(first, version)})
-            metrics["kl"] = summary(last).get("kl", float("nan"))
+            metrics.update({"kl": float("nan"), **summary(last), **ledger(first, version)})
             metrics["passes"] = float(first.passes)
             self._guard(first)
             self._samples(batch)
@@ -236,7 +237,7 @@ class Run:
             row.update(found)
             self.records.samples({"step": step, "source": "held_out", "truncated": False, **e} for e in examples)
         self.records.add(row)
-        self.records.flush()
+        self.records.flush(every=FLUSH_SECONDS)
         for tracker in self._trackers:
             tracker.add(row)
         self.progress.step(row)
@@ -267,6 +268,7 @@ class Run:
     # ---- saving --------------------------------------------------------------------------------------------------------
     def save(self) -> Path:
         """An atomic checkpoint of everything that the rest of the run depends on."""
+        self.records.flush()
         learned = self.learner.state_dict()
         tensors, groups = flatten_optimizer(learned["optimizer"])
         weights: dict[str, Tensor] = {f"policy/{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics: list[dict[str, float]] = _read(folder / "metrics.jsonl")
+        self._flushed = -math.inf
 
     def rewind(self, step: int) -> None:
         """Forget everything after `step`: those steps will be made again."""
@@ -41,10 +43,11 @@ class Records:
     def event(self, step: int, level: str, message: str) -> None:
         self._append("events", [{"step": step, "level": level, "message": message}])
 
-    def flush(self) -> None:
-        """Write `metrics.parquet`, atomically."""
-        if not self.metrics:
+    def flush(self, every: float = 0.0) -> None:
+        """Write `metrics.parquet`, atomically; not within `every` seconds of the last time."""
+        if not self.metrics or time.monotonic() - self._flushed < every:
             return
+        self._flushed = time.monotonic()
         names = dict.fromkeys(name for row in self.metrics for name in row)
         columns = {n: [float(row.get(n, math.nan)) for row in self.metrics] for n in names}
         arrays = {n: pa.array([int(v) for v in c]) if n == "step" else pa.array(c) for n, c in columns.items()}
