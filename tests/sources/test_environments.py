@@ -272,6 +272,7 @@ def test_box_actions_are_mapped_from_minus_one_to_one_and_clipped() -> None:
     assert (spec.kind, spec.size, spec.bounded) == ("box", 3, False)
     native = spec.native(np.array([[-1, -1, -50], [0, 0.5, 3], [9, -9, 9]], dtype=np.float32))
     assert native.tolist() == [[0, -4, -50], [5, 2, 3], [10, -4, 7]]
+    assert not ActionSpec.of(spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,))).bounded
     assert ActionSpec.of(spaces.Box(-2, 2, (2, 2))).native(np.zeros((5, 4), np.float32)).shape == (5, 2, 2)
     whole = ActionSpec.of(spaces.Box(0, 255, (1,), np.uint8)).native(np.array([[1.0], [0.0]], np.float32))
     assert whole.dtype == np.uint8
@@ -402,6 +403,15 @@ def test_failures_say_where(trouble: str, asynchronous: bool) -> None:
         collector.collect(1, zeros, 0)
     assert (caught.value.env, caught.value.episode, caught.value.step, int(caught.value.action)) == (0, 1, 1, 0)
     collector.environments.close()
+    before = counting(num=1)
+    before.collect(4, zeros, 0)
+    assert collector.environments.state_dict() == before.environments.state_dict()  # what a run saves when it fails
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_missing_entry_of_info_is_named(asynchronous: bool) -> None:
+    with pytest.raises(EnvironmentFailure, match="KeyError: 'elsewhere'"):
+        counting(num=2, asynchronous=asynchronous, info=("half", "elsewhere")).collect(1, zeros, 0)
 
 
 def test_a_process_that_dies_is_named() -> None:

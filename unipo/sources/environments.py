@@ -79,7 +79,7 @@ class Environments:
         self._reset(np.ones(num, dtype=bool))
 
     def step(self, action: Array) -> Outcome:
-        """Do `action` [n, ...] (in the policy's units) everywhere."""
+        """Do `action` [n, ...] (in the policy's units) everywhere. After a failure, `state_dict` is that of the step before."""
         native = self.action_spec.native(action)
         try:
             outcome = self._stepper.step(native)
@@ -87,9 +87,9 @@ class Environments:
             env = int(gone.args[0])
             where = (env, int(self.episode_number[env]), len(self._actions[env]), native[env])
             raise failure("broke down and its process ended", *where) from None
+        self._check(outcome, native)
         for history, done in zip(self._actions, native, strict=True):
             history.append(done)
-        self._check(outcome, native)
         self.observation = outcome.observation
         ended = outcome.terminated | outcome.truncated
         if np.count_nonzero(ended):
@@ -115,7 +115,7 @@ class Environments:
         bad = (~np.isfinite(outcome.observation)).sum(axis=1) > 0
         env = int(np.flatnonzero(bad | ~np.isfinite(outcome.reward))[0])
         what = "observation" if bad[env] else "reward"
-        steps = len(self._actions[env]) - 1
+        steps = len(self._actions[env])
         raise failure(f"returned a NaN or infinite {what}", env, int(self.episode_number[env]), steps, native[env])
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -15,6 +14,8 @@ from unipo.sources.environment_errors import TaskEnvironmentError
 
 Array = NDArray[Any]
 _INTEGER: np.dtype[Any] = np.dtype(np.int64)
+_FAR = 1e6
+"""Limits beyond are none: some boxes name the largest float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +37,10 @@ class ObservationSpec:
 
 
 def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
-    inner: Sequence[spaces.Space[Any]] = ()
-    if isinstance(space, spaces.Dict):
-        inner = list(space.spaces.values())
-    elif isinstance(space, spaces.Tuple):
-        inner = space.spaces
-    else:
-        return [space]
-    return [leaf for part in inner for leaf in _leaves(part)]
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return [leaf for part in parts for leaf in _leaves(part)]
+    return [space]
 
 
 def _nothing() -> Array:
@@ -55,8 +52,8 @@ class ActionSpec:
     """What a policy has to give: `kind` is categorical, multi_categorical or box.
 
     `size`: choices of a categorical action, else the length of the action vector. `sizes`: choices per component.
-    `low`, `high` [size]: limits of the box; components with two finite limits are mapped from [-1, 1] by
-    centre + half * action, the others are taken as they are. `bounded`: every component has two finite limits.
+    `low`, `high` [size]: limits of the box; components with two limits (within +-1e6) are mapped from [-1, 1] by
+    centre + half * action, the others are taken as they are. `bounded`: that is every component.
     """
 
     kind: str
@@ -93,7 +90,7 @@ class ActionSpec:
         low, high = (x.reshape(-1).astype(np.float32) for x in (space.low, space.high))
         if not (low <= high).all():
             raise TaskEnvironmentError(f"action space {space} has limits {low} and {high}: expected low <= high")
-        limited = np.isfinite(low) & np.isfinite(high)
+        limited = (low > -_FAR) & (high < _FAR)
         centre, half = np.zeros_like(low), np.ones_like(low)
         centre[limited], half[limited] = (low[limited] + high[limited]) / 2, (high[limited] - low[limited]) / 2
         return cls(

@@ -58,13 +58,13 @@ class Flattened(gym.Wrapper[Array, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
-            vector = self._vector(observation)
+            vector, paid = self._vector(observation), float(reward)
             kept = {name: info[name] for name in self.info_columns}
         except Exception as error:
             problem = f"raised {type(error).__name__}: {error}"
             raise failure(problem, self.index, self.episode, self.steps, action) from error
         self.steps += 1
-        return vector, reward, bool(terminated), bool(truncated), kept
+        return vector, paid, bool(terminated), bool(truncated), kept
 
     def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Sequence[Any]]) -> Array:
         """Back to the middle of an episode: reset it as it was and do the same again. [d] the state reached."""
@@ -85,6 +85,11 @@ class Maker:
         return Flattened(self.make(), self.index, self.info_columns)
 
 
+def _numbers(values: Any) -> Array:
+    array = np.asarray(values)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
 class Together:
     """All environments in this process."""
 
@@ -100,7 +105,7 @@ class Together:
         for i, env in enumerate(self.envs):
             observation[i], reward[i], terminated[i], truncated[i], extras = env.step(native[i])
             kept.append(extras)
-        extras = {name: np.stack([np.asarray(k[name]) for k in kept]) for name in kept[0]}
+        extras = {name: _numbers([k[name] for k in kept]) for name in kept[0]}
         return Outcome(observation, reward, terminated, truncated, extras)
 
     def reset(self, which: Array, seeds: Sequence[int]) -> Array:
@@ -126,12 +131,13 @@ class Processes:
 
     def __init__(self, makers: Sequence[Maker]) -> None:
         self.envs = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+        self.info_columns = makers[0].info_columns
         self.action_space = self.envs.single_action_space
         self.size = ObservationSpec.of(self.envs.single_observation_space).size
 
     def step(self, native: Array) -> Outcome:
         observation, reward, terminated, truncated, info = self._guarded(self.envs.step, native)
-        extras = {name: np.asarray(value) for name, value in info.items() if not name.startswith("_")}
+        extras = {name: _numbers(info[name]) for name in self.info_columns}
         return Outcome(observation, reward, terminated, truncated, extras)
 
     def reset(self, which: Array, seeds: Sequence[int]) -> Array:
