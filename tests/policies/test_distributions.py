@@ -142,6 +142,14 @@ def test_extreme_noise_gives_the_first_and_the_last_category() -> None:
     assert action.tolist() == [0, 2]
 
 
+def test_absent_categories_are_never_drawn() -> None:
+    """Shorter components are filled up inside: even where float32 probabilities sum to less than 1, nothing falls there."""
+    distribution = MultiCategorical((2, 7, 3))
+    raw = raws(distribution, 1000).float()
+    assert distribution.sample(raw, torch.full((1000, 3), 40.0)).amax(0).tolist() == [1, 6, 2]
+    assert distribution.sample(raw, torch.full((1000, 3), -40.0)).amax(0).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("distribution", [Gaussian(1), SquashedGaussian(1), Beta(1)], ids=name)
 def test_samples_have_the_density(distribution: Any) -> None:
     """The distribution function at a sample is the probability that its noise stands for."""

@@ -22,9 +22,13 @@ def inside(action: Tensor) -> Tensor:
 
 
 def inverse_cdf(probability: Tensor, noise: Tensor) -> Tensor:
-    """[N] int64: the category a with F(a - 1) < Phi(noise) <= F(a), from `probability` [N, n] and normal `noise` [N]."""
-    cdf = probability.detach().cumsum(-1)[..., :-1]
-    return (torch.special.ndtr(noise)[..., None] > cdf).sum(-1)
+    """[N] int64: the category a with F(a - 1) < Phi(noise) <= F(a), from `probability` [N, n] and normal `noise` [N].
+
+    Phi is scaled by the rounded total of the probabilities, so that a trailing category of probability 0 is never drawn.
+    """
+    cdf = probability.detach().cumsum(-1)
+    level = torch.special.ndtr(noise)[..., None] * cdf[..., -1:]
+    return (level > cdf[..., :-1]).sum(-1)
 
 
 # ---- Gaussian ------------------------------------------------------------------------------------------------------

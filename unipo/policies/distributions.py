@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from unipo.policies.densities import (
     HALF_LOG_2PI,
@@ -45,6 +45,10 @@ __all__ = [
     "MultiCategorical",
     "SquashedGaussian",
 ]
+
+
+ABSENT = -1e9
+"""The logit of a category that does not exist: its probability is 0, and finite where it is multiplied by it."""
 
 
 class Distribution(Protocol):
@@ -139,30 +143,36 @@ class MultiCategorical:
     def initial(self, log_std: float) -> Tensor:
         return torch.zeros(self.parameters)
 
-    def _each(self, raw: Tensor) -> list[tuple[int, Categorical, Tensor]]:
-        """(position, its distribution, its logits) of every component."""
+    def _each(self, raw: Tensor) -> tuple[Categorical, Tensor]:
+        """(the distribution of a component, their logits [N, k, largest]): shorter ones are filled with `ABSENT`."""
+        largest = max(self.sizes)
         parts = raw.split(list(self.sizes), -1)
-        return [(i, Categorical(n), part) for i, (n, part) in enumerate(zip(self.sizes, parts, strict=True))]
+        filled = [pad(part, (0, largest - n), value=ABSENT) for n, part in zip(self.sizes, parts, strict=True)]
+        return Categorical(largest), torch.stack(filled, -2)
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
-        return torch.stack([d.sample(part, noise[..., i : i + 1]) for i, d, part in self._each(raw)], -1)
+        each, raw_NkV = self._each(raw)
+        return each.sample(raw_NkV, noise[..., None])
 
     def logp(self, raw: Tensor, action: Tensor) -> Tensor:
-        return torch.stack([d.logp(part, action[..., i]) for i, d, part in self._each(raw)]).sum(0)
+        each, raw_NkV = self._each(raw)
+        return each.logp(raw_NkV, action).sum(-1)
 
     def sample_with_logp(self, raw: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        made = [d.sample_with_logp(part, noise[..., i : i + 1]) for i, d, part in self._each(raw)]
-        return torch.stack([a for a, _ in made], -1), torch.stack([logp for _, logp in made]).sum(0)
+        each, raw_NkV = self._each(raw)
+        action, logp = each.sample_with_logp(raw_NkV, noise[..., None])
+        return action, logp.sum(-1)
 
     def entropy(self, raw: Tensor) -> Tensor:
-        return torch.stack([d.entropy(part) for _, d, part in self._each(raw)]).sum(0)
+        each, raw_NkV = self._each(raw)
+        return each.entropy(raw_NkV).sum(-1)
 
     def mode(self, raw: Tensor) -> Tensor:
-        return torch.stack([part.argmax(-1) for part in raw.split(list(self.sizes), -1)], -1)
+        return self._each(raw)[1].argmax(-1)
 
     def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
-        others = raw_q.split(list(self.sizes), -1)
-        return torch.stack([d.kl(part, others[i]) for i, d, part in self._each(raw_p)]).sum(0)
+        each, raw_NkV = self._each(raw_p)
+        return each.kl(raw_NkV, self._each(raw_q)[1]).sum(-1)
 
 
 # ---- Gaussian ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from unipo.policies.densities import inside, inverse_cdf, log_slope, normal_logp
 
@@ -123,4 +122,5 @@ class GaussianMixture:
 
 def _pick(x_NKA: Tensor, chosen_N: Tensor) -> Tensor:
     """[N, A]: the row of each step's chosen component."""
-    return (x_NKA * one_hot(chosen_N, x_NKA.shape[-2])[..., None]).sum(-2)
+    index = chosen_N[..., None, None].expand(*chosen_N.shape, 1, x_NKA.shape[-1])
+    return x_NKA.gather(-2, index).squeeze(-2)
