@@ -34,6 +34,10 @@ def test_with_the_estimated_fisher_model_2_is_shrunk_monte_carlo() -> None:
     assert torch.allclose(mean, M / (M + NOISE) * (scores.T @ returns) / M)
 
 
+def test_the_ridge_is_added() -> None:
+    assert fisher_estimate(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), ridge=0.5).tolist() == [[5.5, 1.0], [1.0, 2.5]]
+
+
 @pytest.mark.parametrize("model", [bpg_model_1, bpg_model_2])
 def test_under_much_noise_the_mean_is_the_sum_over_noise(model: object) -> None:
     """s^2 mean -> U R for Model 2, U (R b) for Model 1; the covariance returns to the prior's."""

@@ -229,7 +229,7 @@ CLAIM = Claim(
     "is the exact optimum: the final greedy policy of so short an online run may walk in circles. Q networks see row and "
     "column, and take full gradients, 1500 Adam steps; the weight of CQL, 0.03 of 0.01, 0.03 and 0.1, was chosen on seed "
     f"1000. Cloned policies are sampled from. High: above {HIGH}. Performance is exact: 0 uniform, 1 best. Correlations are "
-    "over 15 data sets per seed. Coverage alone does not suffice here: random data cover nine tenths of the pairs of the "
-    "replay buffer, but DQN trusts the few that are missing and seldom learns from them, nor with 6000 steps (seed 1000). "
+    "over 15 data sets per seed. Coverage alone does not suffice here: random data cover five sixths of the pairs of the "
+    "replay buffer, but DQN trusts the missing ones and seldom learns from them, nor with 6000 steps (seed 1000). "
     "Left out: the other six learners, and images.",
 )
