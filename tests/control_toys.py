@@ -15,7 +15,7 @@ from unipo.learner import Player, annotate
 from unipo.objectives import Needs
 from unipo.recipe import Recipe
 from unipo.sources.spaces import ActionSpec
-from unipo.training.build_control import Players, annotators, make_players, trained_players
+from unipo.training.build_control import Players, annotators, make_players, modules, trained_players
 from unipo.training.config import ControlConfig
 
 SIZE = 3
@@ -42,8 +42,7 @@ def all_players(recipe: Recipe, actions: ActionSpec | None = None, seed: int = 0
 
 
 def modules_of(players: Players) -> list[nn.Module]:
-    named = (players.policy, players.value, players.critic, players.slow_policy, players.slow_critic)
-    return [module for module in named if module is not None]
+    return [players.policy, *modules(players).values()]
 
 
 def moved(module: nn.Module, spread: float) -> nn.Module:
