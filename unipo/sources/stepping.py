@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -19,8 +19,7 @@ from unipo.sources.spaces import ObservationSpec
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One step of every environment: `observation` [n, d] is the state that the step led to, also at an episode's end."""
 
     observation: Array
