@@ -39,7 +39,18 @@ Estimate = Callable[["Pathwise", Tensor, Tensor, Episodes], dict[str, Tensor]]
 def _sampled(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
     action, logp = join.policy.distribution.sample_with_logp(raw, episodes["noise"])
     q = join.reduce(join.critic.q(observation, action, frozen=True))
-    return {"pathwise_q": q, "pathwise_logp": logp, "pathwise_action": action}
+    made = {"pathwise_q": q, "pathwise_logp": logp, "pathwise_action": action}
+    if join.reference is not None:
+        made["pathwise_reference_logp"] = _of_sample(join, raw, join.reference.raw(observation), action, episodes)
+    return made
+
+
+def _of_sample(join: Pathwise, raw: Tensor, reference: Tensor, action: Tensor, episodes: Episodes) -> Tensor:
+    """log-density [N] of the sampled action under other raw parameters; of a squashed one without inverting the tanh."""
+    distribution: Any = join.policy.distribution
+    if isinstance(distribution, SquashedGaussian):
+        return distribution.logp_of_sample(raw, episodes["noise"], reference)
+    return distribution.logp(reference, action)
 
 
 def _at_mode(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
@@ -50,7 +61,10 @@ def _at_mode(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episode
 def _enumerated(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
     logp = raw.log_softmax(-1)
     q = join.reduce(join.critic.values(observation, frozen=True))
-    return {"pathwise_q": (logp.exp() * q).sum(-1), "pathwise_logp": (logp.exp() * logp).sum(-1)}
+    made = {"pathwise_q": (logp.exp() * q).sum(-1), "pathwise_logp": (logp.exp() * logp).sum(-1)}
+    if join.reference is not None:
+        made["pathwise_reference_logp"] = (logp.exp() * join.reference.raw(observation).log_softmax(-1)).sum(-1)
+    return made
 
 
 def _by_component(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
@@ -81,10 +95,13 @@ class Pathwise:
     noise needed. Deterministic policies: at the mode, no log-prob.
     Mixtures: each component's own sample, all [N, K] (actions [N, K, A]), `pathwise_logp` under that component, and `router`,
     the weights w [N, K] (PMOE, arXiv:2104.09122).
+    With a `reference` policy, which is not trained: `pathwise_reference_logp` [N], log pi_ref(a|s) at the same action (of
+    categorical policies sum_a pi log pi_ref); the gradient flows through the action (off-policy MDPO, arXiv:2005.09814).
     It has no parameters of its own: the policy trains as a player itself. `reduce`: min | first | mean over critics.
     """
 
-    def __init__(self, policy: ControlPolicy, critic: Any, reduce: str = "min") -> None:
+    def __init__(self, policy: ControlPolicy, critic: Any, reduce: str = "min",
+                 reference: ControlPolicy | None = None) -> None:  # fmt: skip
         if reduce not in REDUCTIONS:
             raise ValueError(f"unknown reduction {reduce!r}: expected one of {', '.join(REDUCTIONS)}")
         kind = type(policy.distribution)
@@ -92,7 +109,12 @@ class Pathwise:
             known = ", ".join(k.__name__ for k in _ESTIMATES)
             raise ValueError(f"no pathwise gradient through {kind.__name__} actions: expected one of {known}")
         self.policy, self.critic, self.reduce = policy, critic, REDUCTIONS[reduce]
+        self.reference = reference
         self._estimate, self.emits = _ESTIMATES[kind]
+        if reference is not None:
+            if "pathwise_logp" not in self.emits or kind is GaussianMixture:
+                raise ValueError(f"{kind.__name__} actions have no log-density to compare with a reference policy's")
+            self.emits = self.emits | {"pathwise_reference_logp"}
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """The signals `names`, from one pass; KeyError names any other, and the column that is missing."""

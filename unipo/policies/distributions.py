@@ -274,6 +274,13 @@ class SquashedGaussian:
         u = torch.addcmul(mean, log_std.exp(), noise)
         return torch.tanh(u), squashed_logp(noise, log_std, u)
 
+    def logp_of_sample(self, raw: Tensor, noise: Tensor, other: Tensor) -> Tensor:
+        """log-density [N] of sample(raw, noise) under the parameters `other`, exact everywhere: no tanh is inverted."""
+        mean, log_std = self._split(raw)
+        u = torch.addcmul(mean, log_std.exp(), noise)
+        other_mean, other_log_std = self._split(other)
+        return squashed_logp((u - other_mean) * (-other_log_std).exp(), other_log_std, u)
+
     def entropy(self, raw: Tensor) -> Tensor:
         raise NotImplementedError(
             "the entropy of a squashed Gaussian has no closed form: use minus the log-density of a sample, "

@@ -51,26 +51,37 @@ class ControlSpec:
     """What a method asks of its actor, critics and memory in an environment.
 
     `actor`: of Box actions: gaussian, squashed, mixture, beta or deterministic (discrete ones are categorical);
-    `state_std`: its spread depends on the state. `critic`: none, value, q, gaussian_q or quantile_q, of `critics` members.
+    `state_std`: its spread depends on the state; `log_std`: bounds of a squashed actor's log-std. A mixture has `experts`
+    components, whose means start `spread` apart. `critic`: none, value, q, gaussian_q or quantile_q, of `critics` members;
+    `dueling`: Q of discrete actions as V + A.
     `off_policy`: transitions are remembered and drawn again, with `discount` = gamma. `backup`: what the next state is
-    worth (column `next_q`): soft, smoothed, deterministic, greedy, double or gaussian; "" for none. `target_policy`: the
-    backup asks a slow copy of the policy. Targets move by `tau` every `target_every` updates. `reduce`: an ensemble's value
-    of the policy's own action: min, first or mean. `info_columns`: entries of each step's info that the method reads.
-    `settings`: fields of `ControlConfig` that the method wants to start from.
+    worth (column `next_q`): soft, component, smoothed, deterministic, greedy, double, gaussian or quantile; "" for none.
+    `target_policy`: the backup asks a slow copy of the policy. Targets move by `tau` every `target_every` updates.
+    `smoothing`: standard deviation and clip of the noise on a smoothed backup's action. `snapshot_every`: the policy is
+    copied every so many updates, for the signal `pathwise_reference_logp` (0: it is not). `reduce`: an ensemble's value
+    of the policy's own action: min, first or mean. `recorded`: the method is for recorded data (`--dataset`) only.
+    `info_columns`: entries of each step's info that the method reads. `settings`: fields of `ControlConfig` that the method
+    wants to start from.
     """
 
     actor: str = "gaussian"
     state_std: bool = False
+    log_std: tuple[float, float] = (-20.0, 2.0)
     experts: int = 4
+    spread: float = 0.0
     critic: str = "value"
     critics: int = 2
+    dueling: bool = False
     off_policy: bool = False
     gamma: float = 0.99
     backup: str = ""
     target_policy: bool = False
     tau: float = 0.005
     target_every: int = 1
+    smoothing: tuple[float, float] = (0.2, 0.5)
+    snapshot_every: int = 0
     reduce: str = "min"
+    recorded: bool = False
     explore: Exploration = Exploration()
     info_columns: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

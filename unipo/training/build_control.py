@@ -53,6 +53,7 @@ from unipo.training.control import EnvironmentData, Joined, Target
 from unipo.training.fingerprint import fingerprint
 from unipo.training.loop import Run
 from unipo.training.progress import Progress
+from unipo.training.recorded import recorded_data
 from unipo.training.records import Records
 
 ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
@@ -142,7 +143,7 @@ def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size:
     slow_critic = None if critic is None else copy.deepcopy(critic).requires_grad_(False)
     slow_policy = copy.deepcopy(policy).requires_grad_(False) if spec.target_policy else None
     snapshot = copy.deepcopy(policy).requires_grad_(False) if spec.snapshot_every else None
-    return Players(policy, value, critic, slow_policy, slow_critic, normaliser)
+    return Players(policy, value, critic, slow_policy, slow_critic, normaliser, snapshot)
 
 
 def distribution(spec: ControlSpec, actions: ActionSpec) -> Distribution:
@@ -157,7 +158,7 @@ def distribution(spec: ControlSpec, actions: ActionSpec) -> Distribution:
                 f"the action space is unbounded: a {spec.actor} policy covers [-1, 1] only; use ppo or trpo"
             )
         return ACTORS[spec.actor](actions.size, spec)
-    if spec.actor == "deterministic":
+    if spec.actor in ("deterministic", "mixture"):
         raise ConfigError(
             "this method needs real-valued (Box) actions; the environment has discrete ones: use dqn or ppo"
         )
@@ -172,7 +173,7 @@ def _action_critic(spec: ControlSpec, size: int, actions: ActionSpec, net: dict[
             raise ConfigError(
                 f"the critic {spec.critic!r} needs real-valued (Box) actions; this space has discrete ones"
             )
-        return DiscreteQ(size, actions.size, critics=spec.critics, **net)
+        return DiscreteQ(size, actions.size, critics=spec.critics, dueling=spec.dueling, **net)
     if actions.kind != "box":
         raise ConfigError("off-policy critics know Box and Discrete actions; for MultiDiscrete ones use ppo or a2c")
     if spec.backup in ("greedy", "double"):
@@ -187,7 +188,7 @@ def trained_players(recipe: Recipe, spec: ControlSpec, p: Players) -> dict[str, 
     """What the learner trains, by name; `pathwise` joins policy and critic and has no parameters of its own."""
     found: dict[str, Any] = {"policy": p.policy, "value": p.value, "critic": p.critic}
     if any(s.startswith("pathwise") or s == "router" for s in recipe.needs.signals):
-        found["pathwise"] = Pathwise(p.policy, p.critic, spec.reduce)
+        found["pathwise"] = Pathwise(p.policy, p.critic, spec.reduce, p.snapshot)
     return {name: player for name, player in found.items() if player is not None}
 
 
@@ -197,7 +198,7 @@ def annotators(spec: ControlSpec, p: Players) -> dict[str, Player]:
     if p.slow_critic is not None:
         found["target"] = p.slow_critic
     if spec.backup:
-        found["next"] = BACKUPS[spec.backup](p)
+        found["next"] = BACKUPS[spec.backup](p, spec)
     return found
 
 
@@ -208,6 +209,7 @@ def modules(p: Players) -> dict[str, nn.Module]:
         "critic": p.critic,
         "slow_critic": p.slow_critic,
         "slow_policy": p.slow_policy,
+        "snapshot": p.snapshot,
         "normaliser": p.normaliser,
     }
     return {name: module for name, module in found.items() if module is not None}
@@ -221,18 +223,25 @@ def _monitored(p: Players) -> tuple[str, ...]:
 
 # ---- data --------------------------------------------------------------------------------------------------------------
 def make_data(config: ControlConfig, spec: ControlSpec, environments: Environments, p: Players) -> EnvironmentData:
-    """Collector, replay and targets."""
+    """Collector (none for recorded data), replay and targets. Raises ConfigError for data that does not fit."""
     wide = p.policy.noise if isinstance(p.policy, GreedyPolicy) else p.policy.distribution.noise
     scaler = RewardScaler(config.num_envs, spec.gamma) if config.normalize_rewards else None
-    collector = Collector(environments, config.seed, wide, scaler)
+    recorded = recorded_data(config, spec, environments)
+    collector = Collector(environments, config.seed, wide, scaler) if recorded is None else None
+    slow = [(p.slow_critic, p.critic, spec.tau, spec.target_every), (p.slow_policy, p.policy, spec.tau, spec.target_every),
+            (p.snapshot, p.policy, 1.0, spec.snapshot_every)]  # fmt: skip
+    targets = tuple(Target(*each) for each in slow if each[0] is not None)
     replay = None
     if spec.off_policy:
         noise = {"noise": (wide,), "next_noise": (wide,), "target_noise": ()} if spec.critic != "none" else {}
-        replay = TransitionReplay(config.replay_capacity, config.seed, spec.gamma, config.n_step, noise)
-    slow = [(p.slow_critic, p.critic), (p.slow_policy, p.policy)]
-    targets = tuple(Target(s, o, spec.tau, spec.target_every) for s, o in slow if s is not None)
-    return EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
+        capacity = config.replay_capacity if recorded is None else recorded.count("step")
+        replay = TransitionReplay(capacity, config.seed, spec.gamma, config.n_step, noise)
+    data = EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
                            lambda n: run_episodes(config, p.policy, n))  # fmt: skip
+    if recorded is not None:
+        environments.close()
+        data.remember(recorded)
+    return data
 
 
 def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:

@@ -54,6 +54,15 @@ class EnvironmentData:
     record: Callable[[Episodes], None] | None = None
 
     # ---- batches -----------------------------------------------------------------------------------------------------
+    def remember(self, recorded: Episodes) -> None:
+        """Fill the replay with recorded episodes; observation statistics, those of slow copies too, are theirs for good."""
+        assert self.replay is not None
+        self.replay.add(recorded)
+        if self.normaliser is not None:
+            self.normaliser.update(recorded["observation"])
+            for target in self.targets:
+                polyak(target.slow, target.online, 1.0)
+
     def batches(self, step: int, version: int) -> Iterator[Episodes]:
         if self.collector is None:
             yield from self._drawn(step)

@@ -1,0 +1,41 @@
+"""Recorded data in place of a collector: read, and checked against the environment that the policy is measured in."""
+
+from __future__ import annotations
+
+from unipo.episodes import Episodes
+from unipo.sources.environments import ActionSpec, Environments
+from unipo.sources.recordings import load_recorded
+from unipo.sources.spec import ControlSpec
+from unipo.training.config import ConfigError, ControlConfig
+
+
+def recorded_data(config: ControlConfig, spec: ControlSpec, environments: Environments) -> Episodes | None:
+    """The episodes of `config.dataset`; None where there is none, and the run collects its own.
+
+    Raises ConfigError for data that cannot be read or is of other spaces, for a method that has to act itself, and where
+    a method for recorded data has none.
+    """
+    if not config.dataset:
+        if spec.recorded:
+            raise ConfigError(f"{config.method!r} learns from recorded data: give it some with --dataset")
+        return None
+    if not spec.off_policy:
+        raise ConfigError(
+            f"{config.method!r} learns from what it does itself, not from --dataset: take iql, td3-bc or sac"
+        )
+    try:
+        episodes = load_recorded(config.dataset)
+    except ValueError as error:
+        raise ConfigError(f"--dataset cannot be used: {error}") from error
+    size, shape = environments.observation_spec.size, _action_shape(environments.action_spec)
+    found = (tuple(episodes["observation"].shape[1:]), tuple(episodes["action"].shape[1:]))
+    if found != ((size,), shape):
+        raise ConfigError(
+            f"the data in {config.dataset} has observations of shape {found[0]} and actions of shape {found[1]}; "
+            f"{config.task} has {(size,)} and {shape}"
+        )
+    return episodes
+
+
+def _action_shape(actions: ActionSpec) -> tuple[int, ...]:
+    return () if actions.kind == "categorical" else (actions.size,)
