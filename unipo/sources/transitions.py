@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,7 @@ class TransitionReplay:
         self._rows: Array | None = None
         self._names: list[str] = []
         self._newest: dict[int, int] = {}
+        self._normals = torch.Generator()
         self._tree = SumTree(self.size) if prioritised else None
         self._largest = 1.0
 
@@ -149,11 +149,9 @@ class TransitionReplay:
                 torch.from_numpy(np.ascontiguousarray(last[name]))
                 for name in ("next_observation", "terminated", "truncated")
             )
-        normals = generator.standard_normal(batch_size * sum(prod(s) for s in self.noise.values()), dtype=np.float32)
-        start = 0
-        for name, shape in self.noise.items():
-            end = start + batch_size * prod(shape)
-            columns[name], start = torch.from_numpy(normals[start:end].reshape(batch_size, *shape)), end
+        if self.noise:
+            source = self._normals.manual_seed(int(generator.integers(2**63)))
+            columns |= {name: torch.randn((batch_size, *shape), generator=source) for name, shape in self.noise.items()}
         return Episodes.flat(
             columns, {**episode, "final_observation": final, "discount": discount, **extra}, kind="rollout"
         )
