@@ -130,7 +130,7 @@ def _new(folder: Path, env: gym.Env[Any, Any], algorithm: str) -> MinariStorage:
     plain = isinstance(box, spaces.Box) and box.dtype == np.float32 and box.shape == (size,)
     vectors = box if plain else spaces.Box(*limits, (size,), np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    storage = MinariStorage.new(folder / "data", vectors, env.action_space, env.spec, jpeg_encoding=False)
+    storage = MinariStorage.new(folder / "data", vectors, env.action_space, env.spec)
     storage.update_metadata(
         {
             "dataset_id": folder.name,
