@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from unipo.learner import Learner
-from unipo.methods.catalog import BY_SLUG, build
+from unipo.methods.catalog import BY_SLUG, METHODS, STUDIES, build
 from unipo.reproduce import CLAIMS, bandits, gradients, mixed, offline, online, reproduce_claim
 from unipo.reproduce.claim import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim
 from unipo.reproduce.network import NetworkPolicy
@@ -20,7 +20,7 @@ from unipo.reproduce.page import page, verdicts
 from unipo.reproduce.run import KEYS, tuned
 from unipo.reproduce.training import copy_of, divergence, fresh, success, train
 
-ROWS = ("bnpo", "chord", "copg", "nft", "rec", "topr", "upge-hpt")
+ROWS = tuple(sorted(CLAIMS))
 STATES = {REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE}
 
 
@@ -33,21 +33,20 @@ def checked(verdict: dict, claim: Claim) -> None:
     assert tuple(verdict) == KEYS
     assert verdict["verdict"] in STATES
     assert verdict["note"]
-    assert verdict["seconds"] > 0
+    assert verdict["seconds"] >= 0
     for arm in claim.arms:
         for metric, found in verdict["numbers"][arm].items():
             if metric != "learning_rate":
                 assert len(found["seeds"]) == len(verdict["seeds"])
                 assert None not in found["seeds"], (arm, metric)
-                assert found["mean"] == pytest.approx(sum(found["seeds"]) / len(found["seeds"]), rel=1e-3, abs=1e-9)
+                assert found["mean"] == pytest.approx(sum(found["seeds"]) / len(found["seeds"]), rel=1e-3, abs=1e-7)
     parts = {p["verdict"] for p in verdict["expectations"]}
     assert (verdict["verdict"] == REPRODUCED) == (parts == {REPRODUCED})
     assert (verdict["verdict"] == NOT_REPRODUCED) == (NOT_REPRODUCED in parts)
 
 
 def test_every_row_has_its_claim() -> None:
-    assert sorted(CLAIMS) == list(ROWS)
-    assert set(CLAIMS) <= set(BY_SLUG)
+    assert {m.slug for m in METHODS if m.row is not None} | set(STUDIES) == set(CLAIMS)
 
 
 @pytest.mark.parametrize("slug", ROWS)

@@ -14,8 +14,9 @@ class Player(Protocol):
     """A policy or a critic.
 
     Required: `emits` names its signals; `signals` returns each named one as [N], or [N, ...] for an ensemble or the
-    parameters of a distribution, differentiable in `named_parameters()`, the same whatever other episodes are in the batch (no dropout, no batch statistics); `total_lengths` [E] says what an
-    episode costs, in tokens computed (prompt included). Not verified: that `signals` is deterministic.
+    parameters of a distribution, differentiable in `named_parameters()`, the same whatever other episodes are in the batch
+    (no dropout, no batch statistics); `total_lengths` [E] says what an episode costs, in tokens computed (prompt included).
+    Not verified: that `signals` is deterministic.
     """
 
     @property

@@ -16,7 +16,14 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from unipo.methods import mixed_data, off_policy, policy_gradients, preferences
+from unipo.methods import (
+    estimation_theory,
+    mixed_data,
+    off_policy,
+    policy_gradients,
+    preferences,
+    tabular_theory,
+)
 from unipo.methods.method import Method, Study
 from unipo.objectives import Knob
 from unipo.recipe import Recipe
@@ -24,7 +31,7 @@ from unipo.recipe import Recipe
 PAGES = (policy_gradients, preferences, mixed_data, off_policy)
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
-STUDY_PAGES: tuple[Any, ...] = ()
+STUDY_PAGES: tuple[Any, ...] = (tabular_theory, estimation_theory)
 STUDIES: Mapping[str, Study] = {study.slug: study for page in STUDY_PAGES for study in page.STUDIES}
 
 

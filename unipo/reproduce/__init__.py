@@ -7,13 +7,21 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from unipo.reproduce import bandits, gradients, mixed, offline, online
+from unipo.reproduce import (
+    bandits,
+    estimation_theory,
+    gradients,
+    mixed,
+    offline,
+    online,
+    optimizers,
+    tabular_theory,
+)
 from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
-CLAIMS: Mapping[str, Claim] = {
-    claim.slug: claim for page in (bandits, gradients, offline, online, mixed) for claim in page.CLAIMS
-}
+PAGES = (bandits, gradients, offline, online, mixed, optimizers, tabular_theory, estimation_theory)
+CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
 
