@@ -13,7 +13,7 @@ do not depend on current signals (`Objective.linear`). Pass 3 skips episodes who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,9 +80,27 @@ class Update:
     learning_rate: float = 0.0
     passes: int = 1
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> Mapping[str, float]:
         """The mean of every signal, for controllers that turn a knob at every update."""
-        return {name: float(value.mean()) for name, value in self.signals.items()}
+        return SignalMeans(self.signals)
+
+
+@dataclass(frozen=True)
+class SignalMeans(Mapping[str, float]):
+    """Means of signals, computed when they are asked for: of `name`, or of member j alone as `name/j`."""
+
+    signals: Mapping[str, Tensor]
+
+    def __getitem__(self, key: str) -> float:
+        name, _, member = key.partition("/")
+        signal = self.signals[name]
+        return float((signal[:, int(member)] if member else signal).mean())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.signals)
+
+    def __len__(self) -> int:
+        return len(self.signals)
 
 
 @dataclass

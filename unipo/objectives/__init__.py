@@ -20,8 +20,10 @@ from unipo.objectives.base import (
     rollouts,
     with_settings,
 )
+from unipo.objectives.distributional import *
 from unipo.objectives.hoisting import Stored, hoisted
 from unipo.objectives.parts import *
+from unipo.objectives.pathwise import *
 from unipo.objectives.regression import *
 from unipo.objectives.returns import *
 from unipo.objectives.terms import *

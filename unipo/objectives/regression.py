@@ -12,10 +12,13 @@ from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, rollouts
-from unipo.objectives.parts import Advantage, Aggregate, TokenMean
+from unipo.objectives.parts import Advantage, Aggregate, TokenMean, Weight
 from unipo.objectives.returns import ValueTarget, continues, step_rewards
 
-__all__ = ["Bellman", "Expectile", "Huber", "Regression", "SmallestOf", "Squared", "ValueRegression"]
+__all__ = [
+    "ActionAdvantage", "AdvantageWeight", "Bellman", "Expectile", "Huber", "Regression", "SmallestOf", "Squared",
+    "ValueRegression",
+]  # fmt: skip
 
 
 # ---- penalties: [N, ...] -> [N, ...] ---------------------------------------------------------------------------------
@@ -53,7 +56,8 @@ class Bellman(Advantage):
     """y = r + discount * (0 where terminated) * (next_q - temperature * next_logp).
 
     `next_q`, `next_logp`: what the recipe's backup says of the next state; `discount` [E] is gamma, or gamma^n where the
-    replay has summed n rewards. `value` reads another column instead, such as IQL's `old_next_value`.
+    replay has summed n rewards. `value` reads another column instead, such as IQL's `old_next_value`, or the quantiles
+    [N, M] of a distribution: then so is the target.
     """
 
     temperature: float | Knob | None = None
@@ -66,8 +70,14 @@ class Bellman(Advantage):
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         following = episodes[self.value]
         if self.temperature is not None:
-            following = following - number(self.temperature) * episodes["next_logp"]
-        return step_rewards(episodes) + episodes.expand("discount") * continues(episodes) * following
+            following = following - alike(number(self.temperature) * episodes["next_logp"], following)
+        going = episodes.expand("discount") * continues(episodes)
+        return alike(step_rewards(episodes), following) + alike(going, following) * following
+
+
+def alike(x: Tensor, other: Tensor) -> Tensor:
+    """`x` [N] with as many dimensions as `other` [N, ...]."""
+    return x if other.ndim == 1 else x.reshape(-1, *[1] * (other.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,32 @@ class SmallestOf(Advantage):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return episodes[self.column].amin(-1)
+
+
+@dataclass(frozen=True)
+class ActionAdvantage(Advantage):
+    """A = min_j q_j(s, a) - v(s), of the columns `q` [N, n] and `value` [N]: how much better than the state an action is."""
+
+    q: str = "target_q"
+    value: str = "old_value"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.q} {self.value}")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes[self.q].amin(-1) - episodes[self.value]
+
+
+@dataclass(frozen=True)
+class AdvantageWeight(Weight):
+    """min( exp(scale * advantage), cap ): the weight of advantage-weighted regression, with an advantage of its own."""
+
+    advantage: Advantage = ActionAdvantage()
+    scale: float = 3.0
+    cap: float = 100.0
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return (self.scale * self.advantage(episodes, signals)).exp().clamp(max=self.cap)
 
 
 # ---- terms -----------------------------------------------------------------------------------------------------------
@@ -103,7 +139,7 @@ class Regression(Objective):
         signal = signals[self.signal]
         with torch.no_grad():
             target = self.target(episodes, signals).to(signal.dtype)
-        error = signal - target.reshape(-1, *[1] * (signal.ndim - 1))
+        error = signal - alike(target, signal)
         penalty = self.penalty.of(error).reshape(len(error), -1).sum(-1)
         if self.weight:
             penalty = penalty * episodes[self.weight]

@@ -29,6 +29,10 @@ class Controller:
         """The same for an action space of so many dimensions, or choices where it is `discrete`."""
         return self
 
+    def lasting(self, steps: int) -> Controller:
+        """The same for a run of so many steps."""
+        return self
+
     def start(self) -> State:
         return {}
 
@@ -79,6 +83,27 @@ class RunningMean(Controller):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MovingMean(Controller):
+    """Exponential mean of a signal, m <- (1 - rate) * m + rate * x at every update, m = x after the first; `value` before."""
+
+    every_update: ClassVar[bool] = True
+    metric: str
+    rate: float = 0.005
+
+    def start(self) -> State:
+        return {}
+
+    def setting(self, state: State, step: int) -> float:
+        return state.get("mean", self.value)
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        x = metrics.get(self.metric, math.nan)
+        if not math.isfinite(x):
+            return state
+        return {"mean": (1 - self.rate) * state["mean"] + self.rate * x if state else x}
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptiveKL(Controller):
     """Multiplies a coefficient so that a measured divergence stays near `target` (Ziegler et al., arXiv 1909.08593).
 
@@ -112,6 +137,20 @@ class Ramp(Controller):
 
     def setting(self, state: State, step: int) -> float:
         return self.value + (self.final - self.value) * min(1.0, step / max(self.steps, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseDecay(Controller):
+    """value / t_k with t_k = max(1 - k/K, 1/K) at step k of a run of K: from `value` up to K times as much."""
+
+    value: float = 1.0
+    steps: int = 1
+
+    def lasting(self, steps: int) -> Controller:
+        return replace(self, steps=steps)
+
+    def setting(self, state: State, step: int) -> float:
+        return self.value / max(1.0 - step / self.steps, 1.0 / self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
