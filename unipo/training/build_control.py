@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,11 @@ from unipo.critics import (
 )
 from unipo.critics.backups import ComponentBackup
 from unipo.critics.greedy import GreedyPolicy
-from unipo.learner import Learner, LearnerSettings, Player
-from unipo.objectives import Needs
+from unipo.episodes import Episodes
+from unipo.learner import Learner, LearnerSettings, Player, annotate
+from unipo.learner.policy_step import PolicyOptimiser
+from unipo.objectives import Needs, Objective, Regression, Sum
+from unipo.optimizers import RepeatedSteps
 from unipo.policies.control import ControlPolicy
 from unipo.policies.distributions import (
     Beta,
@@ -45,9 +48,10 @@ from unipo.policies.networks import Normaliser
 from unipo.recipe import Recipe
 from unipo.sources.collector import Collector
 from unipo.sources.environments import ActionSpec, Environments, make_environment
+from unipo.sources.evaluation import evaluate
 from unipo.sources.reward_scaling import RewardScaler
 from unipo.sources.spec import ActionNoise, ControlSpec
-from unipo.sources.transitions import TransitionReplay
+from unipo.sources.transitions import Prioritised, TransitionReplay
 from unipo.training.config import ConfigError, ControlConfig
 from unipo.training.control import EnvironmentData, Joined, Target
 from unipo.training.fingerprint import fingerprint
@@ -99,13 +103,12 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    def make() -> Any:
-        return make_environment(config.task, **config.env_options)
-
-    environments = Environments(make, config.num_envs, config.seed, config.asynchronous, spec.info_columns)
+    environments = Environments(maker(config), config.num_envs, config.seed, config.asynchronous, spec.info_columns)
     size, actions = environments.observation_spec.size, environments.action_spec
-    sized = tuple(c.sized(actions.size, actions.kind != "box") for c in recipe.controllers)
-    recipe = recipe.but(controllers=sized)
+    sized = tuple(c.sized(actions.size, actions.kind != "box").lasting(config.steps) for c in recipe.controllers)
+    recipe = recipe.but(
+        controllers=sized, objective=weighted(recipe.objective) if config.prioritized else recipe.objective
+    )
     players = make_players(config, recipe, spec, size, actions)
     data = make_data(config, spec, environments, players)
     data.needs = Needs.of(columns="old_next_value" if "old_value" in recipe.needs.columns else "")
@@ -113,8 +116,16 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
     learner = Learner(trained, learner_settings(config, recipe, spec), monitor=_monitored(players))
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(config, folder, recipe, players.policy, annotators(spec, players), learner, data, Records(folder),
-               Progress(config.steps, console), fingerprint(config), modules(players))  # fmt: skip
+    who = annotators(spec, players)
+    return Run(config, folder, recipe, players.policy, who, learner, data, Records(folder),
+               Progress(config.steps, console), fingerprint(config), modules(players),
+               policy_optimiser(config, recipe, players, data, who))  # fmt: skip
+
+
+def weighted(objective: Objective) -> Objective:
+    """With the importance weights of a prioritised replay in its regressions (arXiv 1511.05952, section 3.4)."""
+    terms = [(c, t.but(weight="replay_weight") if isinstance(t, Regression) else t) for c, t in objective.terms()]
+    return Sum(weighted=tuple(terms))
 
 
 def control_spec(config: ControlConfig, recipe: Recipe) -> ControlSpec:
@@ -215,6 +226,23 @@ def modules(p: Players) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if module is not None}
 
 
+def policy_optimiser(config: ControlConfig, recipe: Recipe, p: Players, data: EnvironmentData,
+                     who: Mapping[str, Player]) -> PolicyOptimiser | None:  # fmt: skip
+    """Who takes the policy's steps, where the recipe names an optimiser for them."""
+    if recipe.policy_step is None:
+        return None
+    repeated = recipe.policy_step.steps if isinstance(recipe.policy_step, RepeatedSteps) else 1
+    settings = learner_settings(config, recipe, recipe.control or ControlSpec())
+    settings = replace(settings, total_updates=config.steps * repeated)
+
+    def sample() -> Episodes:
+        assert data.collector is not None
+        drawn = data.collector.collect(config.rollout, p.policy.act, 0)
+        return annotate(drawn, recipe.needs | data.needs, who, config.token_budget)
+
+    return PolicyOptimiser(p.policy, Learner({"policy": p.policy}, settings, _monitored(p)), recipe.policy_step, sample)
+
+
 def _monitored(p: Players) -> tuple[str, ...]:
     """Signals that are computed only to be reported."""
     known = isinstance(getattr(p.policy, "distribution", None), Categorical | MultiCategorical | Gaussian | Beta)
@@ -235,7 +263,8 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
     if spec.off_policy:
         noise = {"noise": (wide,), "next_noise": (wide,), "target_noise": ()} if spec.critic != "none" else {}
         capacity = config.replay_capacity if recorded is None else recorded.count("step")
-        replay = TransitionReplay(capacity, config.seed, spec.gamma, config.n_step, noise)
+        priorities = Prioritised(config.prioritized) if config.prioritized else None
+        replay = TransitionReplay(capacity, config.seed, spec.gamma, config.n_step, noise, priorities)
     data = EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
                            lambda n: run_episodes(config, p.policy, n))  # fmt: skip
     if recorded is not None:
@@ -246,24 +275,13 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
 
 def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:
     """(return, length) of episodes with the policy's mode, in environments of their own; the same for every evaluation."""
-    copies = min(number, 8)
-    environments = Environments(
-        lambda: make_environment(config.task, **config.env_options), copies, config.seed + 1_000_003
-    )
-    collector = Collector(environments, config.seed, 1)
-    found: dict[int, list[tuple[float, int]]] = {i: [] for i in range(copies)}
-    share = {i: len(range(i, number, copies)) for i in range(copies)}
-    total, length = [0.0] * copies, [0] * copies
-    while any(len(found[i]) < share[i] for i in found):
-        rows = collector.step(lambda o, n: policy.act(o, n, deterministic=True), 0)
-        for i in found:
-            total[i] += float(rows["reward"][i])
-            length[i] += 1
-            if rows["terminated"][i] or rows["truncated"][i]:
-                found[i].append((total[i], length[i]))
-                total[i], length[i] = 0.0, 0
-    environments.close()
-    return [e for i in found for e in found[i][: share[i]]]
+    found = evaluate(lambda o, n: policy.act(o, n, deterministic=True), maker(config), number, config.seed + 1_000_003)
+    return list(zip(found.returns.tolist(), found.lengths.tolist(), strict=True))
+
+
+def maker(config: ControlConfig) -> Callable[..., Any]:
+    """Makes the environment of a run; keyword arguments such as render_mode are passed on."""
+    return lambda **more: make_environment(config.task, **config.env_options, **more)
 
 
 def learner_settings(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -> LearnerSettings:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unipo.critics import polyak
 from unipo.critics.greedy import GreedyPolicy
 from unipo.episodes import Episodes
+from unipo.learner import Update
 from unipo.objectives import Needs
 from unipo.policies.networks import Normaliser
 from unipo.sources.collector import Act, Collector
@@ -117,7 +118,10 @@ class EnvironmentData:
         if self.normaliser is not None and self.collector is not None:
             self.normaliser.update(batch["observation"])
 
-    def updated(self, updates: int) -> None:
+    def updated(self, update: Update, updates: int) -> None:
+        if self.replay is not None and "replay_index" in update.episodes:
+            errors = [t.facts["value_error"] for t in update.coefficients.terms if "value_error" in t.facts]
+            self.replay.update_priorities(update.episodes["replay_index"], errors[0].sqrt())
         for target in self.targets:
             if updates % target.every == 0:
                 polyak(target.slow, target.online, target.tau)

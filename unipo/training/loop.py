@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -43,12 +43,19 @@ class Interrupted(Exception):
 
 
 class PolicyStep(Protocol):
-    """A step of the policy on the whole batch by an optimiser of its own, such as a trust region; `state` is saved."""
+    """A step of the policy on the whole batch by an optimiser of its own, such as a trust region."""
 
-    state: dict[str, Tensor]
+    facts: dict[str, float]
 
     def __call__(self, batch: Episodes, objective: Objective) -> tuple[Objective, Update]:
-        """Take the policy's terms of the objective; returns the rest of it and what was done."""
+        """Take the policy's terms of the objective; returns the rest of it and what was done. `facts` then say more."""
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """While it lasts, the policy is what is evaluated and kept, where that is not what acts."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class Data(Protocol):
@@ -70,8 +77,8 @@ class Data(Protocol):
     def learned(self, batch: Episodes, step: int) -> None:
         """The batch of a step has been trained on: remember it, write it down."""
 
-    def updated(self, updates: int) -> None:
-        """An update was made: move what follows the learner, such as target networks."""
+    def updated(self, update: Update, updates: int) -> None:
+        """`update` was made, number `updates`: move what follows the learner, such as target networks and priorities."""
 
     def metrics(self) -> dict[str, float]:
         """What the step just made says of the data."""
@@ -188,7 +195,7 @@ class Run:
             yield update
         for objective_now, part in self._minibatches(batch, objective):
             update = self.learner.update(part, objective_now)
-            self.data.updated(self.learner.updates)
+            self.data.updated(update, self.learner.updates)
             self.tokens_trained += part.count("step")
             for controller in self.recipe.controllers:
                 if controller.every_update:
@@ -209,6 +216,10 @@ class Run:
             for chunk in torch.from_numpy(order).tensor_split(min(parts, batch.count("group"))):
                 yield objective, batch.select(chunk, "group")
 
+    def deployed(self) -> AbstractContextManager[None]:
+        """While it lasts, the policy is the one to evaluate and to keep."""
+        return nullcontext() if self.policy_step is None else self.policy_step.deployed()
+
     def _turn(self, controller: Controller, metrics: Mapping[str, float]) -> None:
         state = self.controllers[controller.knob]
         self.controllers[controller.knob] = controller.observe(state, metrics)
@@ -222,6 +233,8 @@ class Run:
             metrics["passes"] = float(first.passes)
             self._guard(first)
             self._samples(batch)
+        if self.policy_step is not None:
+            metrics.update({f"policy_step/{k}": v for k, v in self.policy_step.facts.items()})
         metrics.update(self.data.metrics())
         if self.step == 1 and first is not None:
             self.progress.terms(metrics, [t.title for t in first.coefficients.terms])
@@ -233,7 +246,8 @@ class Run:
         row = {"step": step, "seconds": self.seconds, "reward": float("nan"), "accuracy": float("nan"),
                "tokens_sampled": 0.0, **metrics, "tokens_trained": float(self.tokens_trained)}  # fmt: skip
         if due:
-            found, examples = self.data.evaluate(step)
+            with self.deployed():
+                found, examples = self.data.evaluate(step)
             row.update(found)
             self.records.samples({"step": step, "source": "held_out", "truncated": False, **e} for e in examples)
         self.records.add(row)
@@ -274,7 +288,7 @@ class Run:
         weights: dict[str, Tensor] = {f"policy/{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
         weights |= {f"{m}/{n}": t for m, module in self.modules.items() for n, t in module.state_dict().items()}
         if self.policy_step is not None:
-            weights |= {f"policy_step/{n}": t for n, t in self.policy_step.state.items()}
+            weights |= {f"policy_step/{n}": t for n, t in self.policy_step.state_dict().items()}
         state = {
             "optimizer": groups, "updates": learned["updates"], "seconds": self.seconds,
             "tokens_trained": self.tokens_trained, "controllers": self.controllers, "silent": self.silent,
@@ -309,7 +323,7 @@ class Run:
         for name, module in self.modules.items():
             module.load_state_dict(_under(tensors, name))
         if self.policy_step is not None:
-            self.policy_step.state.update(_under(tensors, "policy_step"))
+            self.policy_step.load_state_dict(_under(tensors, "policy_step"))
         optimizer = unflatten_optimizer(tensors, state["optimizer"])
         self.learner.load_state_dict({"optimizer": optimizer, "updates": state["updates"]})
         self.data.load_state_dict(state["sources"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unipo.episodes import Episodes
+from unipo.learner import Update
 from unipo.objectives import Needs
 from unipo.policies import TokenPolicy
 from unipo.sources.mixer import Mixer
@@ -63,7 +64,7 @@ class TextData:
         if self.config.save_episodes and len(fresh):
             _logged(fresh).save(self.folder / "episodes" / f"step_{step:06d}.parquet")
 
-    def updated(self, updates: int) -> None:
+    def updated(self, update: Update, updates: int) -> None:
         return None
 
     def metrics(self) -> dict[str, float]:
