@@ -61,6 +61,31 @@ class PolicyGradient(Objective):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Surrogate(Objective):
+    """The ratio form of a policy gradient, whose value is what a line search compares:
+
+        L = - aggregate( r * advantage ),   r = pi / <to>          advantage detached
+
+    It has the gradient of `PolicyGradient(weight=TokenRatio(to))`.
+    """  # fmt: skip
+
+    advantage: Advantage
+    to: str = "behavior"
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp", columns=f"kind {self.to}_logp")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        logp = signals["logp"]
+        with torch.no_grad():
+            advantage = self.advantage(episodes, signals).to(logp.dtype)
+        ratio = F.token_ratio(F.log_ratio(logp, episodes[f"{self.to}_logp"].to(logp.dtype)))
+        return self.aggregate.of(-ratio * advantage, episodes), {"advantage": advantage, "weight": ratio}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Likelihood(PolicyGradient):
     """-weight * logp on demonstrations: a policy gradient whose advantage is 1 and whose denominator is the policy."""
 
@@ -96,14 +121,18 @@ ESTIMATORS = {"k1": F.k1, "k2": F.k2, "k3": F.k3}
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Bonus(Objective):
-    """- aggregate(signal): what is rewarded directly, such as the entropy of the policy at each step."""
+    """- aggregate(signal): what is rewarded directly, such as the entropy of the policy at each step.
+
+    A divergence such as "reverse_kl:old" is measured to the distributions in the column `old_parameters`.
+    """
 
     signal: str = "entropy"
     aggregate: Aggregate = TokenMean()
     rows: Rows = rollouts
 
     def own_needs(self) -> Needs:
-        return Needs.of(signals=self.signal, columns="kind")
+        anchor = self.signal.partition(":")[2]
+        return Needs.of(signals=self.signal, columns=f"kind {anchor}_parameters" if anchor else "kind")
 
     @property
     def linear(self) -> bool:
@@ -203,4 +232,5 @@ __all__ = [
     "Pairwise",
     "PolicyGradient",
     "SquaredLink",
+    "Surrogate",
 ]

@@ -10,4 +10,5 @@ from unipo.optimizers.momentum import (
     StochasticGradient,
     gradient_difference,
 )
+from unipo.optimizers.repeated import RepeatedSteps
 from unipo.optimizers.trust_region import TrustRegion, conjugate_gradient, hessian_vector_product
