@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unipo.episodes import Episodes
-from unipo.policies.distributions import KINDS, Distribution
+from unipo.policies.distributions import ABSENT, KINDS, Distribution
 from unipo.policies.networks import MLP, Normaliser
 
 ANCHORS = ("old", "reference")
@@ -42,7 +42,8 @@ class ControlPolicy(nn.Module):
     """pi(a | s) = distribution(raw(s)), raw = MLP(normalised observation).
 
     `log_std` "parameter": the log-std is one trained vector, the same in all states (PPO); "network": the MLP gives it too
-    (SAC). Distributions without a log-std are not concerned. `log_std_init`: its start. `orthogonal`: PPO's initial values
+    (SAC). Distributions without a log-std are not concerned. `masked`, of categorical ones: the last numbers of an observation,
+    one for each choice, are 0 where it cannot be made. `log_std_init`: its start. `orthogonal`: PPO's initial values
     with output gain 0.01; otherwise torch's.
 
     Signals, each [N] but `parameters` [N, P]: `logp` of the data's action, `entropy`, `parameters` (raw), and, from a column
@@ -63,6 +64,7 @@ class ControlPolicy(nn.Module):
         log_std_init: float = 0.0,
         normaliser: Normaliser | None = None,
         orthogonal: bool = True,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         if log_std not in ("parameter", "network"):
@@ -71,7 +73,8 @@ class ControlPolicy(nn.Module):
             )
         self.observation_size, self.distribution, self.normaliser = observation_size, distribution, normaliser
         self.config = {"observation_size": observation_size, "hidden": list(hidden), "activation": activation,
-                       "log_std": log_std, "log_std_init": log_std_init, "orthogonal": orthogonal}  # fmt: skip
+                       "log_std": log_std, "log_std_init": log_std_init, "orthogonal": orthogonal,
+                       "masked": masked}  # fmt: skip
         free = distribution.free if log_std == "parameter" else 0
         outputs = distribution.parameters - free
         initial = distribution.initial(log_std_init)
@@ -85,6 +88,8 @@ class ControlPolicy(nn.Module):
         """Raw parameters [N, P] of the distribution in each of `observation` [N, d]."""
         x = observation if self.normaliser is None else self.normaliser(observation)
         out = self.network(x)
+        if self.config["masked"]:
+            return out.masked_fill(observation[..., -out.shape[-1] :] == 0, ABSENT)
         if self.log_std is None:
             return out
         return torch.cat([out, self.log_std.expand(*out.shape[:-1], -1)], -1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,18 +27,32 @@ _BLOCK = 256
 _PER_FRAGMENT = ("next_observation", "terminated", "truncated", "episode_number")
 
 
+class Recorder(Protocol):
+    """Writes down what a collector sees, such as `MinariRecorder`; its state is part of the collector's."""
+
+    def add(self, fragments: Episodes) -> None: ...
+
+    def add_rows(self, rows: Mapping[str, Array]) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 @dataclass
 class Collector:
     """Lets a policy act and remembers where everything stands; a function of (state, policy) alone.
 
     `noise_size`: standard normals per action, keyed by (seed, number of the step). With a `reward_scaler` the column
-    `reward` is scaled and `raw_reward` is what the environment paid; returns are always of raw rewards.
+    `reward` is scaled and `raw_reward` is what the environment paid; returns are always of raw rewards. A `recorder` is
+    given everything that is collected.
     """
 
     environments: Environments
     seed: int
     noise_size: int = 0
     reward_scaler: RewardScaler | None = None
+    recorder: Recorder | None = None
     steps: int = 0
     _noise: tuple[int, Array] = field(default=(-1, np.zeros(0)), repr=False)
     _finished: list[tuple[float, int]] = field(default_factory=list, repr=False)
@@ -60,6 +74,8 @@ class Collector:
             ended = (rows["terminated"] | rows["truncated"])[:, None]
             scaled = self.reward_scaler.merge_and_scale(rows["reward"][:, None], ended)[:, 0]
             rows = {**rows, "raw_reward": rows["reward"], "reward": scaled}
+        if self.recorder is not None:
+            self.recorder.add_rows(rows)
         return rows
 
     def collect(self, steps_per_env: int, act: Act, version: int) -> Episodes:
@@ -78,7 +94,10 @@ class Collector:
             buffers["raw_reward"] = buffers["reward"]
             ended = buffers["terminated"] | buffers["truncated"]
             buffers["reward"] = self.reward_scaler.merge_and_scale(buffers["reward"], ended)
-        return _fragments(buffers, version)
+        fragments = _fragments(buffers, version)
+        if self.recorder is not None:
+            self.recorder.add(fragments)
+        return fragments
 
     def _step(self, act: Act) -> dict[str, Array]:
         envs = self.environments
@@ -115,6 +134,11 @@ class Collector:
         drawn: Array = self._noise[1][position]
         return drawn
 
+    @property
+    def finished(self) -> list[tuple[float, int]]:
+        """(return, length) of the episodes that ended since `take_finished`, which are left there."""
+        return list(self._finished)
+
     # ---- returns ---------------------------------------------------------------------------------------------------
     def _count(self, reward: Array, ended: Array) -> None:
         self._returns += reward
@@ -138,6 +162,7 @@ class Collector:
             "lengths": self._lengths.tolist(),
             "finished": [list(f) for f in self._finished],
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
+            "recorder": None if self.recorder is None else self.recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,6 +173,8 @@ class Collector:
         self._finished = [(float(a), int(b)) for a, b in state["finished"]]
         if self.reward_scaler is not None:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
+        if self.recorder is not None:
+            self.recorder.load_state_dict(state.get("recorder") or {})
 
 
 def _fragments(buffers: Mapping[str, Array], version: int) -> Episodes:

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from unipo.episodes import Episodes
 from unipo.sources.environment_errors import EnvironmentFailure, TaskEnvironmentError, failure
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.spaces import ActionSpec, ObservationSpec, finite
@@ -143,6 +144,10 @@ class Environments:
             warnings.warn(
                 "an environment does not repeat itself from its seed and actions: the resumed run is not exact"
             )
+
+    def arranged(self, fragments: Episodes, gamma: float) -> Episodes:
+        """What is trained on of collected fragments: all, as they are."""
+        return fragments
 
     def close(self) -> None:
         self._stepper.close()

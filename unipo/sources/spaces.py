@@ -53,7 +53,8 @@ class ActionSpec:
 
     `size`: choices of a categorical action, else the length of the action vector. `sizes`: choices per component.
     `low`, `high` [size]: limits of the box; components with two limits (within +-1e6) are mapped from [-1, 1] by
-    centre + half * action, the others are taken as they are. `bounded`: that is every component.
+    centre + half * action, the others are taken as they are. `bounded`: that is every component. `masked`: the last `size`
+    numbers of an observation are 1 where that choice may be made, else 0.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class ActionSpec:
     start: Array | int = 0
     shape: tuple[int, ...] = ()
     dtype: np.dtype[Any] = _INTEGER
+    masked: bool = False
 
     @classmethod
     def of(cls, space: spaces.Space[Any]) -> ActionSpec:

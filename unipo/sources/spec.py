@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unipo.sources.behaviour import Behaviour
 from unipo.sources.filters import GroupFilter, Relabel
 
 
@@ -60,6 +61,8 @@ class ControlSpec:
     `smoothing`: standard deviation and clip of the noise on a smoothed backup's action. `snapshot_every`: the policy is
     copied every so many updates, for the signal `pathwise_reference_logp` (0: it is not). `reduce`: an ensemble's value
     of the policy's own action: min, first or mean. `recorded`: the method is for recorded data (`--dataset`) only.
+    `batches`: on-policy, so many newest batches are trained on together. `behaviour`: a second policy that acts, made of the
+    trained one. `keep_best`: the policy that earned the best mean return of a batch so far is kept, as `reference`.
     `info_columns`: entries of each step's info that the method reads. `settings`: fields of `ControlConfig` that the method
     wants to start from.
     """
@@ -83,5 +86,8 @@ class ControlSpec:
     reduce: str = "min"
     recorded: bool = False
     explore: Exploration = Exploration()
+    batches: int = 1
+    behaviour: Behaviour | None = None
+    keep_best: bool = False
     info_columns: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from unipo.critics import (
     DeterministicBackup,
@@ -28,6 +28,7 @@ from unipo.critics import (
 )
 from unipo.critics.backups import ComponentBackup
 from unipo.critics.greedy import GreedyPolicy
+from unipo.critics.post_decision import PostDecisionCritic
 from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, Player, annotate
 from unipo.learner.policy_step import PolicyOptimiser
@@ -46,18 +47,21 @@ from unipo.policies.distributions import (
 )
 from unipo.policies.networks import Normaliser
 from unipo.recipe import Recipe
+from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Collector
+from unipo.sources.dispatch import SIMULATORS, Simulators, shifts
 from unipo.sources.environments import ActionSpec, Environments, make_environment
 from unipo.sources.evaluation import evaluate
 from unipo.sources.reward_scaling import RewardScaler
 from unipo.sources.spec import ActionNoise, ControlSpec
 from unipo.sources.transitions import Prioritised, TransitionReplay
+from unipo.training.adapted import Adapted
 from unipo.training.config import ConfigError, ControlConfig
-from unipo.training.control import EnvironmentData, Joined, Target
+from unipo.training.control import Best, EnvironmentData, Joined, Target
 from unipo.training.fingerprint import fingerprint
 from unipo.training.loop import Run
 from unipo.training.progress import Progress
-from unipo.training.recorded import recorded_data
+from unipo.training.recorded import recorded_data, recorder
 from unipo.training.records import Records
 
 ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
@@ -92,6 +96,8 @@ class Players:
     slow_critic: Any
     normaliser: Normaliser | None
     snapshot: Any = None
+    post: PostDecisionCritic | None = None
+    best: Any = None
 
 
 def build_control(config: ControlConfig, recipe: Recipe, console: Console | None = None) -> Run:
@@ -103,7 +109,7 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    environments = Environments(maker(config), config.num_envs, config.seed, config.asynchronous, spec.info_columns)
+    environments = environments_of(config, spec)
     size, actions = environments.observation_spec.size, environments.action_spec
     sized = tuple(c.sized(actions.size, actions.kind != "box").lasting(config.steps) for c in recipe.controllers)
     recipe = recipe.but(
@@ -150,11 +156,16 @@ def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size:
         policy = GreedyPolicy(critic, actions.size)
     else:
         policy = ControlPolicy(size, distribution(spec, actions), log_std="network" if spec.state_std else "parameter",
-                               log_std_init=config.log_std_init, orthogonal=config.orthogonal, **net)  # fmt: skip
+                               log_std_init=config.log_std_init, orthogonal=config.orthogonal,
+                               masked=actions.masked, **net)  # fmt: skip
     slow_critic = None if critic is None else copy.deepcopy(critic).requires_grad_(False)
     slow_policy = copy.deepcopy(policy).requires_grad_(False) if spec.target_policy else None
     snapshot = copy.deepcopy(policy).requires_grad_(False) if spec.snapshot_every else None
-    return Players(policy, value, critic, slow_policy, slow_critic, normaliser, snapshot)
+    post = None
+    if "post_value" in recipe.needs.signals:
+        post = PostDecisionCritic(ValueCritic(size, orthogonal=config.orthogonal, **net))
+    best = copy.deepcopy(policy).requires_grad_(False) if spec.keep_best else None
+    return Players(policy, value, critic, slow_policy, slow_critic, normaliser, snapshot, post, best)
 
 
 def distribution(spec: ControlSpec, actions: ActionSpec) -> Distribution:
@@ -197,15 +208,17 @@ def _action_critic(spec: ControlSpec, size: int, actions: ActionSpec, net: dict[
 
 def trained_players(recipe: Recipe, spec: ControlSpec, p: Players) -> dict[str, Player]:
     """What the learner trains, by name; `pathwise` joins policy and critic and has no parameters of its own."""
-    found: dict[str, Any] = {"policy": p.policy, "value": p.value, "critic": p.critic}
+    found: dict[str, Any] = {"policy": p.policy, "value": p.value, "critic": p.critic, "post": p.post}
     if any(s.startswith("pathwise") or s == "router" for s in recipe.needs.signals):
         found["pathwise"] = Pathwise(p.policy, p.critic, spec.reduce, p.snapshot)
     return {name: player for name, player in found.items() if player is not None}
 
 
 def annotators(spec: ControlSpec, p: Players) -> dict[str, Player]:
-    """Who computes the columns old_*, target_* and next_*."""
-    found: dict[str, Any] = {"old": Joined(*(x for x in (p.policy, p.value, p.critic) if x is not None))}
+    """Who computes the columns old_*, target_*, next_* and reference_*."""
+    found: dict[str, Any] = {"old": Joined(*(x for x in (p.policy, p.value, p.critic, p.post) if x is not None))}
+    if p.best is not None:
+        found["reference"] = p.best
     if p.slow_critic is not None:
         found["target"] = p.slow_critic
     if spec.backup:
@@ -221,6 +234,8 @@ def modules(p: Players) -> dict[str, nn.Module]:
         "slow_critic": p.slow_critic,
         "slow_policy": p.slow_policy,
         "snapshot": p.snapshot,
+        "post": p.post,
+        "best": p.best,
         "normaliser": p.normaliser,
     }
     return {name: module for name, module in found.items() if module is not None}
@@ -253,9 +268,11 @@ def _monitored(p: Players) -> tuple[str, ...]:
 def make_data(config: ControlConfig, spec: ControlSpec, environments: Environments, p: Players) -> EnvironmentData:
     """Collector (none for recorded data), replay and targets. Raises ConfigError for data that does not fit."""
     wide = p.policy.noise if isinstance(p.policy, GreedyPolicy) else p.policy.distribution.noise
-    scaler = RewardScaler(config.num_envs, spec.gamma) if config.normalize_rewards else None
+    scaler = RewardScaler(environments.num, spec.gamma) if config.normalize_rewards else None
     recorded = recorded_data(config, spec, environments)
-    collector = Collector(environments, config.seed, wide, scaler) if recorded is None else None
+    collector = None
+    if recorded is None:
+        collector = Collector(environments, config.seed, wide, scaler, recorder(config, maker(config)))
     slow = [(p.slow_critic, p.critic, spec.tau, spec.target_every), (p.slow_policy, p.policy, spec.tau, spec.target_every),
             (p.snapshot, p.policy, 1.0, spec.snapshot_every)]  # fmt: skip
     targets = tuple(Target(*each) for each in slow if each[0] is not None)
@@ -266,7 +283,12 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
         priorities = Prioritised(config.prioritized) if config.prioritized else None
         replay = TransitionReplay(capacity, config.seed, spec.gamma, config.n_step, noise, priorities)
     data = EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
-                           lambda n: run_episodes(config, p.policy, n))  # fmt: skip
+                           lambda n: run_episodes(config, p.policy, n), recent=Recent(spec.batches))  # fmt: skip
+    if p.best is not None:
+        data.best = Best(p.best)
+    if spec.behaviour is not None:
+        memory = spec.batches * config.rollout * environments.num
+        data.behaviour = Adapted(spec.behaviour, p.policy, memory, config.seed, environments.num)
     if recorded is not None:
         environments.close()
         data.remember(recorded)
@@ -275,8 +297,22 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
 
 def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:
     """(return, length) of episodes with the policy's mode, in environments of their own; the same for every evaluation."""
-    found = evaluate(lambda o, n: policy.act(o, n, deterministic=True), maker(config), number, config.seed + 1_000_003)
+    seed = config.seed + 1_000_003
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return policy.act(observation, noise, deterministic=True)
+
+    if config.task in SIMULATORS:
+        return shifts(act, Simulators(config.task, number, seed, **config.env_options))
+    found = evaluate(act, maker(config), number, seed)
     return list(zip(found.returns.tolist(), found.lengths.tolist(), strict=True))
+
+
+def environments_of(config: ControlConfig, spec: ControlSpec) -> Any:
+    """What the policy acts in: `Environments`, or what stands where they do."""
+    if config.task in SIMULATORS:
+        return Simulators(config.task, config.num_envs, config.seed, **config.env_options)
+    return Environments(maker(config), config.num_envs, config.seed, config.asynchronous, spec.info_columns)
 
 
 def maker(config: ControlConfig) -> Callable[..., Any]:
@@ -285,7 +321,7 @@ def maker(config: ControlConfig) -> Callable[..., Any]:
 
 
 def learner_settings(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -> LearnerSettings:
-    steps = config.num_envs * config.rollout
+    steps = config.num_envs * config.rollout * spec.batches
     if spec.off_policy:
         per_step = config.rollout * config.updates / config.train_every
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,12 @@ from unipo.episodes import Episodes
 from unipo.learner import Update
 from unipo.objectives import Needs
 from unipo.policies.networks import Normaliser
+from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Act, Collector
 from unipo.sources.spec import ControlSpec, EpsilonGreedy
 from unipo.sources.transitions import TransitionReplay
 from unipo.statistics import mean_interval
+from unipo.training.adapted import Adapted
 from unipo.training.config import ControlConfig
 
 WARM_UP = 512
@@ -38,6 +41,21 @@ class Target:
 
 
 @dataclass
+class Best:
+    """A copy of the policy that earned the best mean return of a batch so far."""
+
+    module: nn.Module
+    score: float = -math.inf
+
+    def offer(self, policy: nn.Module, finished: Sequence[tuple[float, int]]) -> None:
+        """`finished`: (return, length) of the episodes that ended while `policy` acted; none: nothing is known of it."""
+        score = sum(r for r, _ in finished) / len(finished) if finished else -math.inf
+        if score > self.score:
+            self.score = score
+            self.module.load_state_dict(policy.state_dict())
+
+
+@dataclass
 class EnvironmentData:
     """On-policy: a step is one rollout of every copy. Off-policy: it is as many transitions, with updates between them."""
 
@@ -53,6 +71,9 @@ class EnvironmentData:
     unit: str = "step"
     finished: list[tuple[float, int]] = field(default_factory=list)
     record: Callable[[Episodes], None] | None = None
+    recent: Recent = field(default_factory=Recent)
+    behaviour: Adapted | None = None
+    best: Best | None = None
 
     # ---- batches -----------------------------------------------------------------------------------------------------
     def remember(self, recorded: Episodes) -> None:
@@ -69,9 +90,20 @@ class EnvironmentData:
             yield from self._drawn(step)
         elif self.replay is None:
             self._warm_up()
-            yield self._recorded(self.collector.collect(self.config.rollout, self.policy.act, version))
+            yield self._fresh(self.collector, version)
         else:
             yield from self._remembered(self.collector, self.replay, version)
+
+    def _fresh(self, collector: Collector, version: int) -> Episodes:
+        """A rollout of whoever acts, and the batches before it that are remembered."""
+        act: Act = self.policy.act
+        if self.behaviour is not None:
+            self.behaviour.begin(self.recent.batches, version)
+            act = self.behaviour.act
+        fresh = self._recorded(collector.collect(self.config.rollout, act, version))
+        if self.best is not None:
+            self.best.offer(self.policy, collector.finished)
+        return self.recent.add(collector.environments.arranged(fresh, self.spec.gamma))
 
     def _drawn(self, step: int) -> Iterator[Episodes]:
         """Offline: as many batches as the step would have environment steps."""
@@ -116,7 +148,8 @@ class EnvironmentData:
     def learned(self, batch: Episodes, step: int) -> None:
         """Observation statistics move between batches only: while one is trained on, signals stay what they were."""
         if self.normaliser is not None and self.collector is not None:
-            self.normaliser.update(batch["observation"])
+            newest = self.recent.newest if self.recent.batches else batch
+            self.normaliser.update(newest["observation"])
 
     def updated(self, update: Update, updates: int) -> None:
         if self.replay is not None and "replay_index" in update.episodes:
@@ -166,19 +199,33 @@ class EnvironmentData:
 
     # ---- saving ------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.collector is None else {"collector": self.collector.state_dict()}
+        if self.collector is None:
+            return {}
+        best = {} if self.best is None else {"best": self.best.score}
+        return {"collector": self.collector.state_dict(), **best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
+        if self.best is not None:
+            self.best.score = state["best"]
 
     def save(self, folder: Path) -> None:
         if self.replay is not None and self.collector is not None:
             self.replay.save(folder)
+        if self._remembers:
+            self.recent.save(folder)
 
     def load(self, folder: Path) -> None:
         if self.replay is not None and self.collector is not None:
             self.replay.load(folder)
+        if self._remembers:
+            self.recent.load(folder)
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether the batches of earlier steps matter to later ones."""
+        return self.recent.size > 1 or self.behaviour is not None
 
     def describe(self) -> Iterator[str]:
         c = self.config
