@@ -14,6 +14,8 @@ from unipo.sources.controllers import Controller
 from unipo.sources.spec import ControlSpec, RolloutSpec
 
 KINDS = ("rollout", "demo", "pair")
+TEXT_SIGNALS = frozenset({"logp", "entropy", "value"})
+"""What policies over text emit (with a value head); divergences between them have a colon in their name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,12 @@ class Recipe:
     def needs(self) -> Needs:
         """Derived from the parts: columns, signals, group size."""
         return self.objective.needs
+
+    @property
+    def for_text(self) -> bool:
+        """Whether a policy over text can be trained by it."""
+        asked = {s for s in self.needs.signals if ":" not in s}
+        return asked <= TEXT_SIGNALS and "discount" not in self.needs.columns and self.policy_step is None
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -159,7 +159,14 @@ def describe(slug: str) -> str:
     needs = recipe.needs
     lines += ["", f"needs   rows {', '.join(recipe.kinds)}; columns {', '.join(sorted(needs.columns))}; signals "
               f"{', '.join(sorted(needs.signals))}; at least {needs.group_size} per group"]  # fmt: skip
-    lines += ["defaults", *(f"  --{slug}.{k.replace('_', '-')} {v}" for k, v in method.defaults.items()), ""]
+    acting = method.builder(environment=True)().control
+    kinds = [k for k, fits in (("text", recipe.for_text), ("environments", acting is not None)) if fits]
+    lines += [f"for     {' and '.join(kinds)}"]
+    lines += ["defaults", *(f"  --{slug}.{k.replace('_', '-')} {v}" for k, v in method.defaults.items())]
+    other = {k: v for k, v in method.defaults_of(environment=True).items() if method.defaults.get(k, None) != v}
+    if method.environments is not None and other:
+        lines += ["in environments", *(f"  --{slug}.{k.replace('_', '-')} {v}" for k, v in other.items())]
+    lines += [""]
     return "\n".join([*lines, *_evidence(method)])
 
 

@@ -253,7 +253,7 @@ class Objective(Part):
     """
 
     rows: Rows = everything
-    every: int = 1
+    every: int = field(default=1, repr=False)
     name: str = field(default="", repr=False)
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:

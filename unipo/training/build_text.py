@@ -110,6 +110,11 @@ def _resized(recipe: Recipe, config: RunConfig) -> Recipe:
 
 def check_sources(config: RunConfig, recipe: Recipe) -> None:
     """Every term must find rows of the kind it claims, and groups large enough: told before anything is loaded."""
+    if not recipe.for_text:
+        raise ConfigError(
+            f"{config.method!r} is for environments, not for text such as {config.task}: give the id of an environment "
+            "(Pendulum-v1), or take a method whose `unipo show` says text"
+        )
     given = {"rollout": True, "demo": bool(config.demos) or recipe.rollouts.demonstration, "pair": bool(config.pairs)}
     remedy = {"demo": "--demos FILE (or --demos task for an embedded task)", "pair": "--pairs FILE (or --pairs task)"}
     for kind in recipe.kinds:

@@ -286,7 +286,7 @@ class Run:
         learned = self.learner.state_dict()
         tensors, groups = flatten_optimizer(learned["optimizer"])
         weights: dict[str, Tensor] = {f"policy/{n}": p for n, p in self.policy.named_parameters() if p.requires_grad}
-        weights |= {f"{m}/{n}": t for m, module in self.modules.items() for n, t in module.state_dict().items()}
+        weights |= {f"{m}/{n}": t for m, n, t in _states(self.modules)}
         if self.policy_step is not None:
             weights |= {f"policy_step/{n}": t for n, t in self.policy_step.state_dict().items()}
         state = {
@@ -320,8 +320,8 @@ class Run:
             for name, parameter in self.policy.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(tensors[f"policy/{name}"])
-        for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, name))
+        for name, key, tensor in _states(self.modules):
+            tensor.copy_(tensors[f"{name}/{key}"])
         if self.policy_step is not None:
             self.policy_step.load_state_dict(_under(tensors, "policy_step"))
         optimizer = unflatten_optimizer(tensors, state["optimizer"])
@@ -363,6 +363,16 @@ def closing_all(open_trackers: list[Tracker]) -> Iterator[None]:
     finally:
         for tracker in open_trackers:
             tracker.close()
+
+
+def _states(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Tensor]]:
+    """(module, name, tensor) of every parameter and buffer, once: what two modules share belongs to the first."""
+    seen: set[int] = set()
+    for name, module in modules.items():
+        for key, tensor in module.state_dict().items():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                yield name, key, tensor
 
 
 def _under(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
