@@ -60,7 +60,7 @@ def control_players(recipe: Recipe, actions: ActionSpec | None = None, seed: int
 
 
 def control_batch(recipe: Recipe, seed: int = 0, fragments: int = 6, rewards: Sequence[float] | None = None,
-                  actions: ActionSpec | None = None, noise: int = 2) -> Episodes:  # fmt: skip
+                  actions: ActionSpec | None = None) -> Episodes:  # fmt: skip
     """Fragments (transitions, for off-policy recipes) with every column that the recipe needs.
 
     The columns `<who>_<signal>` and behavior log-probs are those of players near the ones of `control_players`.
@@ -69,11 +69,12 @@ def control_batch(recipe: Recipe, seed: int = 0, fragments: int = 6, rewards: Se
     spec, actions = recipe.control, actions or actions_of(recipe)
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.ones(fragments) if spec.off_policy else torch.randint(1, 6, (fragments,), generator=generator)
+    earlier: Any = copy.deepcopy(all_players(recipe, actions))
+    noise = getattr(getattr(earlier.policy, "distribution", None), "noise", 2)
     batch = raw_fragments(lengths.long(), actions, generator, noise, spec.gamma)
     batch = batch.with_columns("step", **{n: normal(generator, batch.count("step")) for n in spec.info_columns})
     if rewards is not None:
         batch = batch.with_columns("step", reward=torch.tensor(rewards).double().repeat(99)[: batch.count("step")])
-    earlier: Any = copy.deepcopy(all_players(recipe, actions))
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)
         for module in modules_of(earlier):

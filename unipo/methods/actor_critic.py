@@ -22,6 +22,7 @@ t: slow copies. The actor moves in the same update as the critic, on the critic 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -229,10 +230,47 @@ def dsac_t(*, gamma: float = 0.99, tau: float = 0.005, temperature: float = math
     return soft(critic, control, alpha, delay, (*running, *tuned))
 
 
+_TESTS = "tests/methods/test_actor_critic.py::"
+
+
+def _entry(slug: str, build: Callable[..., Recipe], title: str, paper: str, equation: str, *tests: str,
+           row: int | None = None, claim: str = "") -> Method:  # fmt: skip
+    return Method(slug=slug, build=build, row=row, family="control", title=title, paper=paper, equation=equation,
+                  claim=claim, identity_tests=tuple(_TESTS + t for t in tests))  # fmt: skip
+
+
 METHODS: tuple[Method, ...] = (
-    Method(slug="sac", build=sac, row=52, family="control", title="Soft actor-critic with automatic temperature",
-           paper="arXiv 1812.05905", equation="""
+    _entry("dqn", dqn, "Deep Q-learning (double, dueling)", "Mnih et al. 2015; arXiv 1509.06461; arXiv 1511.06581",
+           "L = mean huber(Q(s, a) - r - gamma (1 - d) max_a Qtarg(s', a))", "test_double_dqn_lets_the_network_choose",
+           "test_fitted_q_reaches_the_fixed_point_of_the_bellman_equation"),
+    _entry("ddpg", ddpg, "Deep deterministic policy gradient", "arXiv 1509.02971",
+           "L = mean (Q - y)^2 / 2 - mean Q(s, pi(s)),  y = r + gamma (1 - d) Qtarg(s', pitarg(s'))",
+           "test_the_actor_of_ddpg_has_the_deterministic_policy_gradient"),
+    _entry("td3", td3, "Twin delayed DDPG", "arXiv 1802.09477", """
+L = sum_j mean (Q_j - y)^2 / 2 - mean Q_1(s, pi(s)),  the second term every second update
+y = r + gamma (1 - d) min_j Qtarg_j(s', pitarg(s') + clip(.2 z, -.5, .5))""",
+           "test_td3_delays_its_actor_and_its_targets", "test_td3_without_its_three_changes_is_ddpg"),
+    _entry("sac", sac, "Soft actor-critic with automatic temperature", "arXiv 1812.05905", """
 L = sum_j mean (Q_j - y)^2 / 2 + mean(alpha log pi(a_theta|s) - min_j Q_j(s, a_theta))
 y = r + gamma (1 - d) (min_j Qtarg_j(s', a') - alpha log pi(a'|s')),  alpha by dual ascent to H = -dim A""",
+           "test_the_categorical_optimum_is_the_softmax", "test_the_gaussian_optimum_of_a_quadratic",
+           "test_without_temperature_and_spread_the_actor_is_that_of_ddpg", "test_the_temperature_rests_at_the_entropy_target",
+           "test_pathwise_and_score_function_gradients_agree", row=52,
            claim="A temperature tuned to an entropy target learns Pendulum and is robust to the scale of rewards."),
+    _entry("pmoe", pmoe, "Probabilistic mixture of experts", "arXiv 2104.09122", """
+L = L_Q + mean_i (alpha log p_i(a_i) - q_i) + mean_i (w_i - 1{i = argmax q})^2,  q_i = min_j Q_j(s, a_i)
+y = r + gamma (1 - d) (min_j Qtarg_j(s', a') - alpha log p_i'(a'|s')),  i' ~ w(s'), a' ~ p_i'""",
+           "test_pmoe_with_one_expert_is_sac", "test_the_router_learns_how_often_each_expert_is_best",
+           "test_alike_experts_share_the_router", "test_max_moves_the_best_expert_only", row=56,
+           claim="A mixture whose experts all climb their own samples keeps both of two equal peaks; one Gaussian keeps one."),
+    _entry("tqc", tqc, "Truncated quantile critics", "arXiv 2005.04269", """
+L = sum_j mean quantile-huber(Z_j, y_m) + mean(alpha log pi - mean of quantiles)
+y_m = r + gamma (1 - d) (smallest quantiles of both Ztarg(s', a') - alpha log pi(a'|s'))""",
+           "test_quantiles_of_known_returns", "test_quantile_regression_by_hand"),
+    _entry("dsac-t", dsac_t, "Distributional SAC with three refinements", "arXiv 2310.05858", """
+L = sum_i mean w_i (huber(Q_i - y_q) + sigma_i sg((sigma_i^2 - clip(y_z - Q_i, b_i)^2) / (sigma_i + e))) + L_pi of sac
+w_i = m_i^2 / (sigma_i^2 + e),  b_i = 3 m_i,  m_i = running mean of sigma_i;  y_z = y_q + gamma (1 - d) z sigmatarg""",
+           "test_dsac_t_with_a_frozen_spread_is_the_critic_of_sac", "test_the_fixed_point_of_dsac_t",
+           "test_dsac_t_gradients_scale_with_returns", "test_dsac_t_is_the_gaussian_likelihood_in_its_limit", row=119,
+           claim="Gradients in units of the returns' spread make the Gaussian critic robust to the scale of rewards."),
 )  # fmt: skip

@@ -140,11 +140,12 @@ class Regression(Objective):
         with torch.no_grad():
             target = self.target(episodes, signals).to(signal.dtype)
         error = signal - alike(target, signal)
-        penalty = self.penalty.of(error).reshape(len(error), -1).sum(-1)
+        each = tuple(range(1, error.ndim))
+        penalty = self.penalty.of(error).sum(each) if each else self.penalty.of(error)
         if self.weight:
             penalty = penalty * episodes[self.weight]
-        facts = {"value_error": error.square().reshape(len(error), -1).mean(-1)}
-        return self.aggregate.of(penalty, episodes), facts
+        squared = error.detach().square()
+        return self.aggregate.of(penalty, episodes), {"value_error": squared.mean(each) if each else squared}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
