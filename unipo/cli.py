@@ -82,7 +82,8 @@ def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
     ) as error:
         return _failed(str(error))
     except OSError as error:
-        return _failed(error.strerror or str(error))
+        where = f": {error.filename}" if error.filename else ""
+        return _failed((error.strerror or str(error)) + where)
     except Interrupted as stop:
         errors.print(f"[yellow]{stop}[/]", highlight=False, soft_wrap=True)
         return 130

@@ -46,7 +46,8 @@ class MinariRecorder:
     def __init__(self, folder: Path, make: Callable[[], gym.Env[Any, Any]], algorithm: str = "", run: str = "") -> None:
         env, self.run = make(), run
         self.actions = ActionSpec.of(env.action_space)
-        self._storage = _continued(folder) or _new(folder, env, algorithm)
+        folder = folder.resolve()  # Minari counts bytes from where it stands
+        self._storage = _continued(folder, env) or _new(folder, env, algorithm)
         env.close()
         self._recorded = _recorded(self._storage)
         self._running: dict[int, list[Mapping[str, Array]]] = {}
@@ -92,6 +93,11 @@ class MinariRecorder:
             infos={name: rows[column] for name, column in kept.items()},
         )
 
+    @property
+    def recorded(self) -> int:
+        """Episodes in the dataset, those of other runs too."""
+        return int(self._storage.total_episodes)
+
     def state_dict(self) -> dict[str, Any]:
         """The beginnings of the episodes that are running, for JSON."""
         return {
@@ -118,19 +124,32 @@ def _recorded(storage: MinariStorage) -> set[tuple[str, int, int]]:
     }
 
 
-def _continued(folder: Path) -> MinariStorage | None:
-    return MinariStorage.read(folder / "data") if (folder / "data" / "metadata.json").exists() else None
+def _continued(folder: Path, env: gym.Env[Any, Any]) -> MinariStorage | None:
+    """The dataset that is there; ValueError where it is another environment's."""
+    if not (folder / "data" / "metadata.json").exists():
+        return None
+    storage, wanted = MinariStorage.read(folder / "data"), (_vectors(env), env.action_space)
+    if (storage.observation_space, storage.action_space) != wanted:
+        raise ValueError(
+            f"{folder} already holds episodes with observations {storage.observation_space} and actions "
+            f"{storage.action_space}; this environment has {wanted[0]} and {wanted[1]}: choose another folder"
+        )
+    return storage
+
+
+def _vectors(env: gym.Env[Any, Any]) -> spaces.Box:
+    """The space of what is recorded as observations."""
+    size = ObservationSpec.of(env.observation_space).size
+    box = env.observation_space
+    plain = isinstance(box, spaces.Box) and box.dtype == np.float32 and box.shape == (size,)
+    return box if plain else spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
 def _new(folder: Path, env: gym.Env[Any, Any], algorithm: str) -> MinariStorage:
     if not re.fullmatch(r"[\w-]+", folder.name):
         raise ValueError(f"{folder.name!r} cannot be the name of a Minari dataset: expected letters, digits, _ and -")
-    size = ObservationSpec.of(env.observation_space).size
-    box, limits = env.observation_space, (-np.inf, np.inf)
-    plain = isinstance(box, spaces.Box) and box.dtype == np.float32 and box.shape == (size,)
-    vectors = box if plain else spaces.Box(*limits, (size,), np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    storage = MinariStorage.new(folder / "data", vectors, env.action_space, env.spec)
+    storage = MinariStorage.new(folder / "data", _vectors(env), env.action_space, env.spec)
     storage.update_metadata(
         {
             "dataset_id": folder.name,

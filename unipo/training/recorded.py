@@ -1,10 +1,18 @@
-"""Recorded data in place of a collector: read, and checked against the environment that the policy is measured in."""
+"""Recorded data: in place of a collector, checked against the environment that the policy is measured in; and written."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
 from unipo.episodes import Episodes
 from unipo.sources.environments import ActionSpec, Environments
-from unipo.sources.recordings import load_recorded
+from unipo.sources.recordings import MinariRecorder, load_recorded
 from unipo.sources.spec import ControlSpec
 from unipo.training.config import ConfigError, ControlConfig
 
@@ -35,6 +43,24 @@ def recorded_data(config: ControlConfig, spec: ControlSpec, environments: Enviro
             f"{config.task} has {(size,)} and {shape}"
         )
     return episodes
+
+
+def recorder(config: ControlConfig, make: Callable[[], gym.Env[Any, Any]]) -> MinariRecorder | None:
+    """Who writes down what is collected, where `config.record` says so. Raises ConfigError for a folder that cannot be used."""
+    if not config.record:
+        return None
+    try:
+        return MinariRecorder(Path(config.record), make, config.method, run_name(config))
+    except ValueError as error:
+        raise ConfigError(f"--record cannot be used: {error}") from error
+
+
+def run_name(config: ControlConfig) -> str:
+    """A name for what the run collects: runs of the same settings collect the same, wherever they are."""
+    free = ("out", "record", "video", "keep_checkpoints", "checkpoints", "tensorboard", "wandb")
+    settings = {n: getattr(config, n) for n in ControlConfig.__dataclass_fields__ if n not in free}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{config.method}-{config.task}-s{config.seed}-{digest[:8]}"
 
 
 def _action_shape(actions: ActionSpec) -> tuple[int, ...]:
