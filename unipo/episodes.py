@@ -176,7 +176,9 @@ class Episodes:
         return cls(offsets, made)
 
     @classmethod
-    def flat(cls, step: Mapping[str, Tensor], episode: Mapping[str, Tensor] | None = None, **categories: str) -> Episodes:
+    def flat(
+        cls, step: Mapping[str, Tensor], episode: Mapping[str, Tensor] | None = None, **categories: str
+    ) -> Episodes:
         """Episodes of one step each, every one its own group, such as replayed transitions. Cheap: nothing is checked.
 
         `step`, `episode`: columns [n, ...] by level, at least one of step; `categories`: one value for all, such as
@@ -299,7 +301,7 @@ class Episodes:
         """Carry `x` up to level `to`: [n(to), ...]. A name brings its own level; a tensor [n(level), ...] needs it."""
         x, level = self._named(x, level)
         if self.is_flat and how in ("sum", "mean", "max", "min"):
-            return x
+            return x if how != "mean" or x.is_floating_point() else x / 1
         return segment_reduce(x, self.index(to, level), self.count(to), how)
 
     def expand(self, x: str | Tensor, to: str = "step", level: str = "episode") -> Tensor:
