@@ -93,13 +93,15 @@ def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor
 
 
 def bootstrap_of(episodes: Episodes, value: Tensor) -> Tensor:
-    """[E]: what follows the last step. 0 unless truncated; else `old_next_value` of it, the value of the state where the
-    episode was cut; else `value` [N] of the last step itself (a token policy has no other)."""
+    """[E]: what follows the last step. 0 unless truncated and not terminated as well; else `old_next_value` of it, the value
+    of the state where the episode was cut; else `value` [N] of the last step itself (a token policy has no other)."""
     after = torch.zeros(len(episodes), dtype=value.dtype, device=value.device)
     if "truncated" not in episodes:
         return after
     steps, rows = _last_steps(episodes)
     cut = episodes["truncated"][rows]
+    if "terminated" in episodes:
+        cut = cut & ~episodes["terminated"][rows]
     following = episodes["old_next_value"].to(value.dtype) if "old_next_value" in episodes else value
     return after.index_put((rows[cut],), following[steps[cut]])
 
