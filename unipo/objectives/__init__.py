@@ -24,6 +24,7 @@ from unipo.objectives.distributional import *
 from unipo.objectives.hoisting import Stored, hoisted
 from unipo.objectives.parts import *
 from unipo.objectives.pathwise import *
+from unipo.objectives.post_decision import *
 from unipo.objectives.regression import *
 from unipo.objectives.returns import *
 from unipo.objectives.terms import *

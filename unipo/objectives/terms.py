@@ -139,7 +139,8 @@ class Bonus(Objective):
         return True
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.aggregate.of(-signals[self.signal], episodes), {}
+        signal, anchor = signals[self.signal], self.signal.partition(":")[2]
+        return self.aggregate.of(-signal, episodes), {f"kl_{anchor}": signal} if anchor else {}
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------

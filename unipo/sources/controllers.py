@@ -187,3 +187,31 @@ class DualAscent(Controller):
         square = 0.999 * state["square"] + 0.001 * gradient * gradient
         moved = (mean / (1 - 0.9**count)) / (math.sqrt(square / (1 - 0.999**count)) + 1e-8)
         return {"log": state["log"] - self.learning_rate * moved, "mean": mean, "square": square, "count": count}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling(Controller):
+    """A penalty that is off until a metric first fails to improve, is then `value`, and doubles while a divergence is too large.
+
+    OSPO's (arXiv 2507.15351): `metric` is compared with its best so far, `divergence` with `limit`.
+    """
+
+    value: float = 0.5
+    metric: str = "reward"
+    divergence: str = "kl_reference"
+    limit: float = 0.01
+
+    def start(self) -> State:
+        return {"coefficient": 0.0, "best": -math.inf}
+
+    def setting(self, state: State, step: int) -> float:
+        return state["coefficient"]
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        coefficient, best = state["coefficient"], state["best"]
+        x, kl = metrics.get(self.metric, math.nan), metrics.get(self.divergence, math.nan)
+        if coefficient == 0.0 and x <= best:
+            coefficient = self.value
+        elif coefficient > 0.0 and kl > self.limit:
+            coefficient = 2.0 * coefficient
+        return {"coefficient": coefficient, "best": max(best, x) if math.isfinite(x) else best}
