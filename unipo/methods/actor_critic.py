@@ -231,12 +231,13 @@ def dsac_t(*, gamma: float = 0.99, tau: float = 0.005, temperature: float = math
 
 
 _TESTS = "tests/methods/test_actor_critic.py::"
+_VARIANTS = "tests/methods/test_actor_critic_variants.py::"
 
 
 def _entry(slug: str, build: Callable[..., Recipe], title: str, paper: str, equation: str, *tests: str,
-           row: int | None = None, claim: str = "") -> Method:  # fmt: skip
+           row: int | None = None, claim: str = "", page: str = _TESTS) -> Method:  # fmt: skip
     return Method(slug=slug, build=build, row=row, family="control", title=title, paper=paper, equation=equation,
-                  claim=claim, identity_tests=tuple(_TESTS + t for t in tests))  # fmt: skip
+                  claim=claim, identity_tests=tuple(page + t for t in tests))  # fmt: skip
 
 
 METHODS: tuple[Method, ...] = (
@@ -261,16 +262,17 @@ y = r + gamma (1 - d) (min_j Qtarg_j(s', a') - alpha log pi(a'|s')),  alpha by d
 L = L_Q + mean_i (alpha log p_i(a_i) - q_i) + mean_i (w_i - 1{i = argmax q})^2,  q_i = min_j Q_j(s, a_i)
 y = r + gamma (1 - d) (min_j Qtarg_j(s', a') - alpha log p_i'(a'|s')),  i' ~ w(s'), a' ~ p_i'""",
            "test_pmoe_with_one_expert_is_sac", "test_the_router_learns_how_often_each_expert_is_best",
-           "test_alike_experts_share_the_router", "test_max_moves_the_best_expert_only", row=56,
+           "test_alike_experts_share_the_router", "test_max_moves_the_best_expert_only", row=56, page=_VARIANTS,
            claim="A mixture whose experts all climb their own samples keeps both of two equal peaks; one Gaussian keeps one."),
     _entry("tqc", tqc, "Truncated quantile critics", "arXiv 2005.04269", """
 L = sum_j mean quantile-huber(Z_j, y_m) + mean(alpha log pi - mean of quantiles)
 y_m = r + gamma (1 - d) (smallest quantiles of both Ztarg(s', a') - alpha log pi(a'|s'))""",
-           "test_quantiles_of_known_returns", "test_quantile_regression_by_hand"),
+           "test_quantiles_of_known_returns", "test_quantile_regression_by_hand", page=_VARIANTS),
     _entry("dsac-t", dsac_t, "Distributional SAC with three refinements", "arXiv 2310.05858", """
 L = sum_i mean w_i (huber(Q_i - y_q) + sigma_i sg((sigma_i^2 - clip(y_z - Q_i, b_i)^2) / (sigma_i + e))) + L_pi of sac
 w_i = m_i^2 / (sigma_i^2 + e),  b_i = 3 m_i,  m_i = running mean of sigma_i;  y_z = y_q + gamma (1 - d) z sigmatarg""",
            "test_dsac_t_with_a_frozen_spread_is_the_critic_of_sac", "test_the_fixed_point_of_dsac_t",
            "test_dsac_t_gradients_scale_with_returns", "test_dsac_t_is_the_gaussian_likelihood_in_its_limit", row=119,
+           page=_VARIANTS,
            claim="Gradients in units of the returns' spread make the Gaussian critic robust to the scale of rewards."),
 )  # fmt: skip
