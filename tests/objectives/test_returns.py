@@ -46,7 +46,9 @@ def by_hand(episodes: Episodes, gamma: float, lam: float) -> tuple[list[float], 
         reward, value, following = (
             episodes[name][start : start + length].tolist() for name in ("reward", "old_value", "old_next_value")
         )
-        a, g, mine, sums = 0.0, 0.0 if over or not length else following[-1], [], []
+        a, g = 0.0, 0.0 if over or not length else following[-1]
+        mine: list[float] = []
+        sums: list[float] = []
         for t in reversed(range(length)):
             after = 0.0 if over and t == length - 1 else following[t]
             delta = reward[t] + gamma * after - value[t]
