@@ -36,10 +36,9 @@ def _filled(episodes: Episodes, who: str, signals: list[str], policy: Player, to
     if not signals:
         return episodes
     rows = episodes.reduce(torch.stack([missing[n] for n in signals]).any(0), how="any").nonzero().squeeze(1)
-    if len(rows) == len(episodes):
-        part, steps = episodes, slice(None)
-    else:
-        part, steps = episodes.select(rows), episodes.step_index(rows)
+    whole = len(rows) == len(episodes)
+    part = episodes if whole else episodes.select(rows)
+    steps: Tensor | slice = slice(None) if whole else episodes.step_index(rows)
     values, filled = emitted(part, signals, policy, token_budget), {}
     for name, value in values.items():
         column = f"{who}_{name}"

@@ -17,18 +17,33 @@ from importlib.resources import files
 from typing import Any
 
 from unipo.methods import (
+    actor_critic,
+    control_applications,
     estimation_theory,
     mixed_data,
     off_policy,
+    offline_control,
+    on_policy_control,
     policy_gradients,
     preferences,
+    props,
     tabular_theory,
 )
 from unipo.methods.method import Method, Study
 from unipo.objectives import Knob
 from unipo.recipe import Recipe
 
-PAGES = (policy_gradients, preferences, mixed_data, off_policy)
+PAGES = (
+    policy_gradients,
+    preferences,
+    mixed_data,
+    off_policy,
+    on_policy_control,
+    actor_critic,
+    offline_control,
+    props,
+    control_applications,
+)
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
 STUDY_PAGES: tuple[Any, ...] = (tabular_theory, estimation_theory)
@@ -114,7 +129,9 @@ def build(expression: str, options: Mapping[str, Mapping[str, Any]], environment
     for slug in options:
         if slug not in slugs:
             raise MethodError(f"settings are given for {slug!r}, which is not in {expression!r} ({', '.join(slugs)})")
-    recipes = [_one(scale, method, options.get(method.slug, {}), len(terms) > 1, environment) for scale, method in terms]
+    recipes = [
+        _one(scale, method, options.get(method.slug, {}), len(terms) > 1, environment) for scale, method in terms
+    ]
     total = recipes[0]
     for recipe in recipes[1:]:
         total = total + recipe

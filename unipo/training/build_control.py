@@ -281,7 +281,8 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
         noise = {"noise": (wide,), "next_noise": (wide,), "target_noise": ()} if spec.critic != "none" else {}
         capacity = config.replay_capacity if recorded is None else recorded.count("step")
         priorities = Prioritised(config.prioritized) if config.prioritized else None
-        replay = TransitionReplay(capacity, config.seed, spec.gamma, config.n_step, noise, priorities)
+        replay = TransitionReplay(capacity, config.seed, spec.gamma, config.n_step, noise, priorities,
+                                  config.folder / "replay" if config.memory_mapped else None)  # fmt: skip
     data = EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
                            lambda n: run_episodes(config, p.policy, n), recent=Recent(spec.batches))  # fmt: skip
     if p.best is not None:

@@ -103,7 +103,8 @@ class BaseConfig:
         unknown = sorted(set(plain) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise ConfigError(f"config.yaml has keys that this version does not know: {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return cls(**settings)
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
@@ -279,6 +280,8 @@ class ControlConfig(BaseConfig):
     """Off-policy: updates each time."""
     replay_capacity: int = 1_000_000
     """Off-policy: transitions that are remembered."""
+    memory_mapped: bool = False
+    """Off-policy: the replay is a file in the run folder, and not in memory; checkpoints then do not copy it."""
     n_step: int = 1
     """Off-policy: rewards that are summed before the bootstrap."""
     prioritized: float = 0.0

@@ -69,11 +69,10 @@ class EnvironmentData:
     run_episodes: Evaluate
     needs: Needs = Needs()
     unit: str = "step"
-    finished: list[tuple[float, int]] = field(default_factory=list)
-    record: Callable[[Episodes], None] | None = None
     recent: Recent = field(default_factory=Recent)
     behaviour: Adapted | None = None
     best: Best | None = None
+    _begun: dict[str, Any] | None = field(default=None, repr=False)
 
     # ---- batches -----------------------------------------------------------------------------------------------------
     def remember(self, recorded: Episodes) -> None:
@@ -92,7 +91,7 @@ class EnvironmentData:
             self._warm_up()
             yield self._fresh(self.collector, version)
         else:
-            yield from self._remembered(self.collector, self.replay, version)
+            yield from self._remembered(self.collector, self.replay, step, version)
 
     def _fresh(self, collector: Collector, version: int) -> Episodes:
         """A rollout of whoever acts, and the batches before it that are remembered."""
@@ -100,10 +99,17 @@ class EnvironmentData:
         if self.behaviour is not None:
             self.behaviour.begin(self.recent.batches, version)
             act = self.behaviour.act
-        fresh = self._recorded(collector.collect(self.config.rollout, act, version))
+        fresh = self._collected(collector, self.config.rollout, act, version)
         if self.best is not None:
             self.best.offer(self.policy, collector.finished)
         return self.recent.add(collector.environments.arranged(fresh, self.spec.gamma))
+
+    def _collected(self, collector: Collector, steps: int, act: Act, version: int) -> Episodes:
+        """Where an environment fails, the state that is saved is that before the batch, of which nothing was trained on."""
+        self._begun = collector.state_dict()
+        fragments = collector.collect(steps, act, version)
+        self._begun = None
+        return fragments
 
     def _drawn(self, step: int) -> Iterator[Episodes]:
         """Offline: as many batches as the step would have environment steps."""
@@ -111,8 +117,11 @@ class EnvironmentData:
         for i in range(self.config.rollout * self.config.updates // self.config.train_every):
             yield self.replay.sample(self.config.batch_size, step, i)
 
-    def _remembered(self, collector: Collector, replay: TransitionReplay, version: int) -> Iterator[Episodes]:
-        for _ in range(self.config.rollout):
+    def _remembered(
+        self, collector: Collector, replay: TransitionReplay, step: int, version: int
+    ) -> Iterator[Episodes]:
+        """A run whose environment failed goes on in the middle of the step."""
+        while collector.steps < (step + 1) * self.config.rollout:
             started = collector.env_steps >= self.config.learning_starts
             replay.add_rows(collector.step(self._actor(collector, started), version))
             if started and collector.steps % self.config.train_every == 0:
@@ -126,19 +135,16 @@ class EnvironmentData:
             explore = self.spec.explore
             done = min(1.0, collector.env_steps / max(1.0, explore.share * self.config.total_timesteps))
             self.policy.epsilon = explore.start + done * (explore.end - explore.start)
-        return self.policy.act  # type: ignore[no-any-return]
+        act: Act = self.policy.act
+        return act
 
     def _warm_up(self) -> None:
         """Observation statistics before the policy first acts: of a few random steps."""
         assert self.collector is not None
         if self.normaliser is not None and float(self.normaliser.count) == 0:
             steps = max(1, min(self.config.rollout, WARM_UP // self.config.num_envs))
-            self.normaliser.update(self.collector.collect(steps, self.collector.random_act, 0)["observation"])
-
-    def _recorded(self, batch: Episodes) -> Episodes:
-        if self.record is not None:
-            self.record(batch)
-        return batch
+            drawn = self._collected(self.collector, steps, self.collector.random_act, 0)
+            self.normaliser.update(drawn["observation"])
 
     def minibatches(self, batch: Episodes, asked: int) -> int:
         if self.replay is not None or not self.config.batch_size:
@@ -202,7 +208,7 @@ class EnvironmentData:
         if self.collector is None:
             return {}
         best = {} if self.best is None else {"best": self.best.score}
-        return {"collector": self.collector.state_dict(), **best}
+        return {"collector": self._begun or self.collector.state_dict(), **best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.collector is not None:

@@ -20,6 +20,7 @@ from unipo.learner.learner import Update
 from unipo.objectives import Needs, Objective, hoisted, with_settings
 from unipo.recipe import Recipe
 from unipo.sources.controllers import Controller, State
+from unipo.sources.environment_errors import EnvironmentFailure
 from unipo.sources.keyed import keyed_generator
 from unipo.training.checkpoint import (
     flatten_optimizer,
@@ -139,9 +140,10 @@ class Run:
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
     def train(self) -> Run:
-        """Make the remaining steps. Raises Interrupted after saving when asked to stop; the folder is then resumable."""
+        """Make the remaining steps. Raises Interrupted when asked to stop and EnvironmentFailure, both after saving: the
+        folder is then resumable."""
         self._trackers = trackers(self.config, self.step)
-        with self._stoppable(), self.progress, closing_all(self._trackers):
+        with self._stoppable(), self.progress, closing_all(self._trackers), self._saving():
             self._started = time.perf_counter() - self.seconds
             if self.step == 0:
                 self.save()
@@ -333,6 +335,18 @@ class Run:
         self.records.rewind(self.step)
         if self.step == 0:
             self.records.rewind(-1)
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """A run whose environment fails saves what it was before, and says so."""
+        try:
+            yield
+        except EnvironmentFailure as failed:
+            self.save()
+            self.records.event(self.step, "error", str(failed))
+            raise failed.with_remedy(
+                f"The run is saved as it was before that, at step {self.step}; then go on: unipo resume {self.folder}"
+            ) from failed
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from unipo.training.config import ConfigError, RunConfig
+from unipo.training.config import BaseConfig, ConfigError
 
 
 class Tracker(Protocol):
@@ -38,7 +38,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """One W&B run per run directory, continued on resume."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -52,7 +52,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def trackers(config: RunConfig, step: int) -> list[Tracker]:
+def trackers(config: BaseConfig, step: int) -> list[Tracker]:
     """What the configuration asks for."""
     found: list[Tracker] = []
     if config.tensorboard:
