@@ -23,7 +23,7 @@ NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord", *OPTIONS,
          *(m.slug + ENVIRONMENTS for m in METHODS if m.environments)]  # fmt: skip
 SETTINGS = {"mu": 0.4, "baseline": 0.3}
 CONTEXT = {"token", "prompt", "source", "policy_version", "truncated", "observation", "action", "final_observation", "noise",
-           "old_next_value"}  # fmt: skip
+           "old_next_value", "post_observation"}  # fmt: skip
 """What players look at, whatever the objective; a bootstrap is used where there is one."""
 
 
@@ -88,6 +88,8 @@ def test_masked_steps_change_nothing(name: str) -> None:
 
 
 ANNOTATED = ("behavior_", "reference_", "old_", "target_", "next_")
+OF_PLAYERS = ("_noise", "_parameters")
+"""Columns that are read by players, which compute a signal for every step."""
 
 
 def _with_junk(group: Episodes) -> Episodes:
@@ -97,7 +99,7 @@ def _with_junk(group: Episodes) -> Episodes:
         one = group.select(torch.tensor([i]))
         again = one.select(torch.cat([torch.arange(one.count("step")), torch.tensor([0])]), "step")
         junk = torch.arange(again.count("step")) == again.count("step") - 1
-        annotated = [k for k in again.columns if k.startswith(ANNOTATED)]
+        annotated = [k for k in again.columns if k.startswith(ANNOTATED) and not k.endswith(OF_PLAYERS)]
         columns = {k: torch.where(junk.reshape(-1, *[1] * (again[k].ndim - 1)), torch.nan, again[k]) for k in annotated}
         rows.append(again.with_columns("step", mask=~junk, **columns))
     return Episodes.cat(rows).as_one_group()

@@ -8,7 +8,7 @@ token means, SUM mean over episodes of token sums, CONST sum over tokens / budge
 
                advantage            weight           mask          aggregate
     sft        1                    1                -             TOK      (on demonstrations)
-    reinforce  R - b                1                -             SUM
+    reinforce  R - b                1                -             SUM      (in environments: `reinforce_control`)
     rloo       R - mean_{j != i} R  1                -             SUM
     grpo       z-score in group     r                clip          SEQ
     dr-grpo    R - mean_g           r                clip          CONST
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 
 from unipo.methods.method import Method
+from unipo.methods.on_policy_control import reinforce_control
 from unipo.objectives import (
     BatchStd,
     Bonus,
@@ -225,7 +226,7 @@ METHODS = (
     _baseline("reinforce", reinforce, "REINFORCE with a running baseline", "Williams 1992, eq. 11",
               "L = -SUM((R - b) log pi),  b = running mean", "test_reinforce_expectation_is_the_policy_gradient",
               "test_sequences_have_the_exact_policy_gradient_in_expectation",
-              "test_the_baseline_of_reinforce_is_subtracted_and_turned"),
+              "test_the_baseline_of_reinforce_is_subtracted_and_turned", environments=reinforce_control),
     _baseline("rloo", rloo, "REINFORCE leave-one-out", "arXiv 2402.14740, eq. 6", "L = -SUM((R_i - mean_{j != i} R_j) log pi)",
               "test_rloo_is_scaled_group_centring", "test_rloo_expectation_is_the_policy_gradient",
               "test_sequences_have_the_exact_policy_gradient_in_expectation", "test_the_kl_of_rloo_is_in_the_reward"),

@@ -57,6 +57,7 @@ __all__ = [
     "TwoSideMask",
     "Uncertainty",
     "Weight",
+    "Whitened",
     "success_rate",
 ]
 
@@ -244,6 +245,20 @@ class Normalised(Advantage):
         values = self.outcome(episodes, signals)
         centre, scale = self.center.of(values, episodes), self.scale.of(values, episodes)
         return episodes.expand(F.normalize(values, centre, scale))
+
+
+@dataclass(frozen=True)
+class Whitened(Advantage):
+    """Another advantage less its mean over all steps, divided by `scale`; 0 where all are equal."""
+
+    advantage: Advantage
+    scale: Scale = BatchStd()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        values = self.advantage(episodes, signals)
+        if len(values) < 2:
+            return values
+        return F.normalize(values, F.batch_mean(values), self.scale.of(values, episodes))
 
 
 # ---- weights: [N] ----------------------------------------------------------------------------------------------------
