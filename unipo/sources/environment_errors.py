@@ -20,13 +20,17 @@ class EnvironmentFailure(RuntimeError):
         super().__init__(message)
         self.env, self.episode, self.step, self.action = env, episode, step, action
 
+    def with_remedy(self, text: str) -> EnvironmentFailure:
+        """The same failure, its message followed by `text`."""
+        return EnvironmentFailure(f"{self} {text}", self.env, self.episode, self.step, self.action)
+
 
 def failure(problem: str, env: int, episode: int, step: int, action: Any = None) -> EnvironmentFailure:
     """The error for `problem`, such as "returned a NaN reward"."""
     after = "at the reset" if action is None else f"at step {step}, after action {_short(action)}"
     message = (
         f"environment {env} {problem} in its episode {episode} {after}. Expected: finite numbers of the shape that the "
-        f"space promises, and no exception. The environment has to be mended; the state of the run before it is intact."
+        f"space promises, and no exception. The environment has to be mended."
     )
     return EnvironmentFailure(message, env, episode, step, action)
 
