@@ -87,7 +87,8 @@ def read_config(folder: str | Path) -> BaseConfig:
 def finish(run: Run) -> Run:
     """Make the remaining steps and save the trained policy in `final/`."""
     run.train()
-    run.policy.save(run.folder / "final")
+    with run.deployed():
+        run.policy.save(run.folder / "final")
     return run
 
 
