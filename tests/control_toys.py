@@ -19,6 +19,9 @@ from unipo.training.build_control import Players, annotators, make_players, modu
 from unipo.training.config import ControlConfig
 
 SIZE = 3
+TOLD = {"reward_to_go"}
+"""Columns of the source that are not entries of an info."""
+TOLD_SHAPES = {"post_observation": (SIZE,)}
 BOX = ActionSpec("box", 2, low=-np.ones(2), high=np.ones(2))
 CHOICES = ActionSpec("categorical", 4, (4,))
 
@@ -72,7 +75,10 @@ def control_batch(recipe: Recipe, seed: int = 0, fragments: int = 6, rewards: Se
     earlier: Any = copy.deepcopy(all_players(recipe, actions))
     noise = getattr(getattr(earlier.policy, "distribution", None), "noise", 2)
     batch = raw_fragments(lengths.long(), actions, generator, noise, spec.gamma)
-    batch = batch.with_columns("step", **{n: normal(generator, batch.count("step")) for n in spec.info_columns})
+    if recipe.needs.group_size > 1:
+        batch = in_groups(batch, recipe.needs.group_size)
+    n, told = batch.count("step"), sorted({*spec.info_columns, *(recipe.needs.columns & TOLD)})
+    batch = batch.with_columns("step", **{name: normal(generator, n, *TOLD_SHAPES.get(name, ())) for name in told})
     if rewards is not None:
         batch = batch.with_columns("step", reward=torch.tensor(rewards).double().repeat(99)[: batch.count("step")])
     with torch.random.fork_rng():
@@ -111,6 +117,13 @@ def raw_fragments(lengths: Tensor, actions: ActionSpec, generator: torch.Generat
     }
     one = torch.arange(e + 1)
     return Episodes({"turn": offsets_of(lengths), "episode": one, "group": one}, columns)
+
+
+def in_groups(batch: Episodes, size: int) -> Episodes:
+    """Neighbours in groups of `size`; the last group holds the rest."""
+    bounds = torch.tensor([*range(0, len(batch), size), len(batch)])
+    offsets = {"turn": offsets_of(batch.lengths()), "episode": torch.arange(len(batch) + 1), "group": bounds}
+    return Episodes(offsets, batch.columns)
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
