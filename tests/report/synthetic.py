@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from unipo.statistics import wilson_interval
+from unipo.statistics import mean_interval, wilson_interval
 
 MIXED = {"fresh": 0.55, "replay": 0.25, "demos": 0.15, "pairs": 0.05}
 
@@ -33,6 +33,51 @@ def make_run(folder: Path, method: str = "grpo", seed: int = 0, steps: int = 150
         [s for step in (1, 25, steps) for s in _samples(step, steps, sources or {"fresh": 1.0})],
     )
     return folder
+
+
+def make_control_run(folder: Path, method: str = "ppo", seed: int = 0, final: float = 450.0, steps: int = 40,
+                     episodes: int = 10, **config: Any) -> Path:  # fmt: skip
+    """Return from 20 to `final`; a step is 4 copies x 64 steps. Evaluated every 10 steps; with `episodes`, each is kept."""
+    folder.mkdir(parents=True)
+    settings = {"method": method, "task": "CartPole-v1", "method_options": {}, "seed": seed, "out": str(folder),
+                "learning_rate": 3e-4, "total_timesteps": 256 * steps - 100, "num_envs": 4, "rollout": 64, "batch_size": 64,
+                "env_options": {}, "hidden": [64, 64], "dataset": "", "evaluations": 4, "eval_episodes": 10}  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | config, sort_keys=False))
+    rng = np.random.default_rng([seed, len(method)])
+    returns = {t: control_returns(t / steps, final, seed) for t in range(0, steps + 1, 10)}
+    write_metrics(folder, [_control_metrics(t, steps, final, returns.get(t), rng) for t in range(steps + 1)])
+    kept = [{"step": t, "prompt": f"episode {i}", "completion": f"{r:.0f} steps", "reward": r, "source": "held_out"}
+            for t, found in returns.items() for i, r in enumerate(found[:episodes])]  # fmt: skip
+    fragments = [{"step": t, "prompt": f"environment {i}, episode {t}", "completion": "64 steps, cut", "reward": 64.0,
+                  "source": "fresh", "truncated": True} for t in (1, steps) for i in range(3)]  # fmt: skip
+    _lines(folder / "samples.jsonl", [*kept, *fragments])
+    return folder
+
+
+def control_returns(t: float, final: float, seed: int) -> list[float]:
+    """Ten returns around 20 + t (final - 20); a seed is 8 points off the next."""
+    return [20 + t * (final - 20) + 2 * (i - 4.5) + 8 * (seed - 1) for i in range(10)]
+
+
+def _control_metrics(
+    step: int, steps: int, final: float, returns: list[float] | None, rng: np.random.Generator
+) -> dict[str, float]:
+    t = step / steps
+    row = {"step": float(step), "seconds": 0.1 * step, "reward": math.nan, "accuracy": math.nan, "tokens_sampled": 0.0,
+           "tokens_trained": 2560.0 * step}  # fmt: skip
+    if returns is not None:
+        mean, low, high = mean_interval(returns)
+        row |= {"eval_return": mean, "eval_return_low": low, "eval_return_high": high, "eval_length": mean}
+    if step == 0:
+        return row
+    if rng.random() < 0.8:  # in the other steps no episode ends
+        row |= {"reward": 20 + t * (final - 20) + 20 * rng.normal(), "length": 20 + t * (final - 20)}
+    row |= {"env_steps": 256.0 * step, "episodes": 3.0, "entropy": 0.69 - 0.3 * t, "kl": 5e-3 * math.exp(rng.normal()),
+            "ess": 0.98, "clipped_share": 0.05, "grad_norm": 4.0, "value_error": 10 * (1 - 0.9 * t), "loss": 1.0,
+            "knob/clip": 0.2}  # fmt: skip
+    for term, share in (("PolicyGradient", 0.1 + 0.1 * t), ("ValueRegression", 0.9 - 0.1 * t)):
+        row |= {f"ledger/term/{term}/gradient_share": share, f"ledger/term/{term}/tokens": 256.0}
+    return row | {"ledger/sign/raised/gradient_share": 0.75, "ledger/sign/lowered/gradient_share": 0.25}
 
 
 def write_metrics(folder: Path, rows: list[dict[str, float]]) -> None:

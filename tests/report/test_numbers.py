@@ -14,12 +14,14 @@ from tests.report.synthetic import make_run, write_metrics
 from unipo.report import comparison_table
 from unipo.report.groups import group, standings
 from unipo.report.ledger import in_words, quantities, shares_of
-from unipo.report.panels import ACCURACY, REWARD, run_lines, seeds_line
+from unipo.report.kinds import TEXT
+from unipo.report.panels import run_lines, seeds_line
 from unipo.report.plots import MOST_POINTS, colors_of, smooth, thin
 from unipo.report.runs import RunData, read_run
 from unipo.report.text import amount, between, duration, percent
 
 NAN = math.nan
+ACCURACY, REWARD = TEXT.measure.curve, TEXT.reward
 
 
 def run_of(config: dict[str, object] | None = None, **columns: list[float]) -> RunData:
@@ -139,11 +141,11 @@ def test_standings() -> None:
     runs = [measured("grpo", 0, 0.5), measured("grpo", 1, 0.7), measured("rloo", 0, 0.6), measured("rloo", 1, 0.9)]
     best, second = standings(group(runs))
     assert (best.label, best.seeds, best.interval) == ("rloo", 2, "t, 2 seeds")
-    assert best.accuracy == pytest.approx(0.75)
+    assert best.value == pytest.approx(0.75)
     assert (best.low, best.high) == (0.0, 1.0)
-    assert best.difference == pytest.approx((0.15, 0.15 - 12.706205 * 0.05, 0.15 + 12.706205 * 0.05), abs=1e-6)
-    assert math.isnan(second.difference[0])
-    assert (best.seconds, best.tokens, best.before) == pytest.approx((10.5, 150, 0.1))
+    assert best.versus == pytest.approx((0.15, 0.15 - 12.706205 * 0.05, 0.15 + 12.706205 * 0.05), abs=1e-6)
+    assert math.isnan(second.versus[0])
+    assert (best.seconds, best.work, best.before) == pytest.approx((10.5, 150, 0.1))
 
 
 def test_one_seed_keeps_the_interval_that_the_run_recorded() -> None:

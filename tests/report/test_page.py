@@ -28,7 +28,7 @@ class Checker(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
-        if tag in ("script", "link", "iframe", "img"):
+        if tag in ("script", "link", "iframe"):
             self.foreign.append(tag)
         for name, value in attributes:
             if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):

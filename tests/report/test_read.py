@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.report.synthetic import make_run, write_metrics
-from unipo.report.runs import RunFolderError, command, full_command, read_run
+from unipo.report.runs import RunFolderError, read_run
 
 
 def test_what_is_read(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert run.measured("accuracy")[0].tolist() == [0, 25, 50]
     assert run.first("reward") == run.column("reward")[1]
     assert math.isnan(run.last("never_measured"))
-    steps, speed = run.tokens_per_second
+    steps, speed = run.speed
     assert steps.tolist() == list(range(1, 51))
     np.testing.assert_allclose(speed, (2800 + 3900) / 0.9)
     assert run.finished
@@ -58,16 +58,3 @@ def test_not_a_run(tmp_path: Path) -> None:
     (folder / "metrics.parquet").unlink()
     with pytest.raises(RunFolderError, match=r"no step was recorded yet.*unipo resume"):
         read_run(folder)
-
-
-def test_commands() -> None:
-    config = {"method": "grpo+0.2*sft", "task": "my file.jsonl", "method_options": {"grpo": {"clip_high": 0.28}}, "steps": 5,
-              "seed": 0, "out": "runs/x", "rollouts": 0, "demos": "", "chat": False, "tensorboard": True,
-              "stop": ["\n", "END"], "learning_rate": 0.001}  # fmt: skip
-    assert command(config) == (
-        "unipo run 'grpo+0.2*sft' 'my file.jsonl' --steps 5 --seed 0 --learning-rate 0.001 --grpo.clip-high 0.28"
-    )
-    assert full_command(config) == (
-        "unipo run 'grpo+0.2*sft' 'my file.jsonl' --steps 5 --seed 0 --rollouts 0 --no-chat --tensorboard "
-        "--stop '\n' END --learning-rate 0.001 --grpo.clip-high 0.28"
-    )

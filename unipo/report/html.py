@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,15 +13,13 @@ from typing import Any
 
 import jinja2
 
-from unipo.report.groups import Group, group, standings
+from unipo.report.commands import command, full_command
+from unipo.report.groups import Group, Standing, group, standings
+from unipo.report.kinds import Curve, Kind
 from unipo.report.ledger import AXES, Shares, in_words, quantities, readable, shares_of
 from unipo.report.panels import (
-    ACCURACY,
     AXIS_TITLES,
-    CURVES,
-    REWARD,
     ROUNDING,
-    Curve,
     ledger_panels,
     lines_panel,
     run_lines,
@@ -29,12 +28,14 @@ from unipo.report.panels import (
     shares_panel_with_legend,
 )  # fmt: skip
 from unipo.report.plots import PALETTE, Line, colors_of, png, svg
-from unipo.report.runs import Row, RunData, command, full_command, read_run
-from unipo.report.text import amount, between, duration, percent
+from unipo.report.runs import Row, RunData, read_run
+from unipo.report.text import amount, duration, number, percent
 
 MOST_SAMPLES = 6
 MOST_LEDGERS = 12
 """A comparison of more runs shows the ledgers of the first so many."""
+LARGEST_VIDEO = 2 * 1024 * 1024
+"""Bytes; a larger one is named, not embedded: a page can be sent by mail."""
 
 
 def write_report(run_folders: Sequence[Path], out: Path) -> Path:
@@ -56,12 +57,14 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
 
 
 def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
+    along = runs[0].kind.axis_title
     curves = [
-        (c.title, lines_panel(c, lines if i == 0 else _unlabelled(lines)))
+        (c.title, lines_panel(c, lines if i == 0 else _unlabelled(lines), along))
         for i, (c, lines) in enumerate(_measured_curves(group(runs)))
     ]
     png(out.with_name("report_curves.png"), curves)
-    shares = ledger_panels(runs[0]) if len(runs) == 1 else [(t, shares_panel_with_legend(s)) for t, s in _ledgers(runs)]
+    apart = [(t, shares_panel_with_legend(s, along)) for t, s in _ledgers(runs)]
+    shares = ledger_panels(runs[0]) if len(runs) == 1 else apart
     png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
 
 
@@ -69,55 +72,70 @@ def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
 def _run_page(run: RunData) -> dict[str, Any]:
     axes = [(axis, shares_of(run, axis)) for axis in AXES]
     sources = quantities(run, "source") or quantities(run, "term")
+    kind = run.kind
+    main = ((kind.measure.curve, PALETTE[2]), (kind.reward, PALETTE[0]))
     return {
         "title": f"{run.setting('method')} on {run.setting('task')}",
-        "subtitle": "" if run.finished else f"not finished: {run.metrics['step'][-1]:.0f} of {run.setting('steps')} steps",
-        "facts": _facts(run), "command": command(run.config), "numbers": _numbers(run),
-        "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in ((ACCURACY, PALETTE[2]), (REWARD, PALETTE[0]))],
-                             "main", 5.6, 2.7),
-        "curves": _curve_cards([(c, run_lines(run, c)) for c in CURVES] + _knobs(run), "curve"),
-        "ledger": _ledger_cards([(axis, s) for axis, s in axes if s is not None]),
-        "words": in_words(run), "sources": _source_rows(run, sources),
+        "subtitle": "" if run.finished else f"not finished: {run.metrics['step'][-1]:.0f} of {kind.planned(run.config)} steps",
+        "facts": _facts(run), "command": command(run.config), "numbers": _numbers(run), "words_of": kind.words,
+        "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in main], kind, "main", 5.6, 2.7),
+        "curves": _curve_cards([(c, run_lines(run, c)) for c in kind.curves] + _knobs(run), kind, "curve"),
+        "ledger": _ledger_cards([(axis, s) for axis, s in axes if s is not None], kind),
+        "words": in_words(run), "sources": _source_rows(run, sources), "video": _video(run),
         "pairs": _before_after(run), "early": _samples(run, 0), "late": _samples(run, -1),
         "events": [dict(e) for e in run.events], "config": _settings(run.config), "full_command": full_command(run.config),
     }  # fmt: skip
 
 
-def _ledger_cards(axes: list[tuple[str, Shares]]) -> list[dict[str, Any]]:
+def _ledger_cards(axes: list[tuple[str, Shares]], kind: Kind) -> list[dict[str, Any]]:
     """A panel for every axis that has something to divide: an axis with one name is told in words and in the table."""
     divided = [(axis, s) for axis, s in axes if int((s.shares.max(1) > 0).sum()) > 1] or axes[:1]
     width = 5.6 if len(divided) > 1 else 11.6
-    return [_ledger_card(AXIS_TITLES[axis], AXES[axis], s, f"ledger-{axis}", width) for axis, s in divided]
+    return [_ledger_card(AXIS_TITLES[axis], AXES[axis], s, kind, f"ledger-{axis}", width) for axis, s in divided]
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    steps = f"{run.metrics['step'][-1]:.0f}"
-    found = [("model", run.setting("model")), ("seed", run.setting("seed")), ("steps", steps),
-             ("time", duration(run.last("seconds")))]  # fmt: skip
-    return found + [("reward", run.setting("reward"))] * bool(run.config.get("reward"))
+    found = [
+        (words, run.setting(name)) for words, name in run.kind.words.facts if run.config.get(name) not in (None, "")
+    ]
+    return [*found, ("steps", f"{run.metrics['step'][-1]:.0f}"), ("time", duration(run.last("seconds")))]
 
 
 def _numbers(run: RunData) -> list[dict[str, Any]]:
-    """The key numbers: label, value, a second line, and for the accuracy before and after."""
+    """The key numbers: label, value, a second line, and for the measure before and after."""
     found: list[dict[str, Any]] = []
-    before, after = run.first("accuracy"), run.last("accuracy")
+    measure, words = run.kind.measure, run.kind.words
+    column = measure.curve.column
+    before, after = run.first(column), run.last(column)
     if math.isfinite(after):
-        interval = between(run.last("accuracy_low"), run.last("accuracy_high"))
+        interval = measure.span(run.last(f"{column}_low"), run.last(f"{column}_high"))
         note = f"95 % interval {interval}" if interval != "–" else "no interval was recorded"
-        found.append({"label": "Held-out accuracy", "value": percent(after), "note": note, "wide": True,
-                      "before": percent(before) if run.measured("accuracy")[0].size > 1 else ""})  # fmt: skip
+        found.append({"label": measure.curve.title, "value": measure.value(after), "note": note, "wide": True,
+                      "before": measure.value(before) if run.measured(column)[1].size > 1 else ""})  # fmt: skip
     reward = run.measured("reward")[1]
     if reward.size:
         early, late = (float(part.mean()) for part in (reward[: _tenth(reward)], reward[-_tenth(reward) :]))
-        found.append({"label": "Reward", "value": f"{late:.3g}", "note": f"was {early:.3g} at the start"})
-    sampled, trained = run.last("tokens_sampled"), run.last("tokens_trained")
-    if math.isfinite(sampled) or math.isfinite(trained):
-        found.append({"label": "Tokens trained", "value": amount(trained),
-                      "note": f"{amount(sampled)} sampled"})  # fmt: skip
-    speed = run.tokens_per_second[1]
-    rate = f"{amount(float(speed.mean()))} tokens/s" if speed.size else ""
-    found.append({"label": "Time", "value": duration(run.last("seconds")), "note": rate})
+        found.append(
+            {"label": run.kind.reward.title, "value": number(late), "note": f"was {number(early)} at the start"}
+        )
+    work, seconds = run.worked, run.last("seconds")
+    if math.isfinite(work):
+        details = [f"{amount(run.last(name))} {said}" for name, said in words.details if math.isfinite(run.last(name))]
+        found.append({"label": words.work.capitalize(), "value": amount(work), "note": ", ".join(details)})
+    rate = f"{amount(work / seconds)} {words.unit}s/s, evaluation included" if work > 0 and seconds > 0 else ""
+    found.append({"label": "Time", "value": duration(seconds), "note": rate})
     return found
+
+
+def _video(run: RunData) -> dict[str, str] | None:
+    """An episode of the trained policy as a data address, or where it lies if it is too large for the page."""
+    if run.video is None:
+        return None
+    size = run.video.stat().st_size
+    if size >= LARGEST_VIDEO:
+        return {"path": str(run.video), "size": f"{size / 1024**2:.1f} MiB"}
+    media = "video/mp4" if run.video.suffix == ".mp4" else "image/gif"
+    return {"media": media, "data": f"data:{media};base64,{base64.b64encode(run.video.read_bytes()).decode()}"}
 
 
 def _knobs(run: RunData) -> list[tuple[Curve, list[Line]]]:
@@ -148,7 +166,7 @@ def _source_rows(run: RunData, rows: list[dict[str, float | str]]) -> list[dict[
 
 def _before_after(run: RunData) -> list[tuple[Row, Row]]:
     """Held-out prompts with their completion at the first and at the last evaluation, where both were kept."""
-    held = [_shown(s) for s in run.samples if s.get("source") == "held_out"]
+    held = [_shown(s, run.kind) for s in run.samples if s.get("source") == "held_out"]
     steps = sorted({s["step"] for s in held})
     if len(steps) < 2:
         return []
@@ -159,7 +177,7 @@ def _before_after(run: RunData) -> list[tuple[Row, Row]]:
 
 def _samples(run: RunData, which: int) -> list[Row]:
     """What was trained on at the first (0) or last (-1) step with samples: sources in turn."""
-    trained = [_shown(s) for s in run.samples if s.get("source") != "held_out"]
+    trained = [_shown(s, run.kind) for s in run.samples if s.get("source") not in ("held_out", *run.kind.words.unshown)]
     if not trained:
         return []
     step = sorted({s["step"] for s in trained})[which]
@@ -171,15 +189,15 @@ def _samples(run: RunData, which: int) -> list[Row]:
     return [s for turn in turns for s in turn if s is not None][:MOST_SAMPLES]
 
 
-def _shown(sample: Row) -> dict[str, Any]:
+def _shown(sample: Row, kind: Kind) -> dict[str, Any]:
     """A sample as the page needs it, whatever fields it came with."""
     reward = sample.get("reward")
     known = isinstance(reward, int | float) and math.isfinite(reward)
     return {
         "step": int(sample.get("step") or 0), "prompt": str(sample.get("prompt", "")),
         "completion": str(sample.get("completion", "")), "source": str(sample.get("source") or "unknown"),
-        "reward": f"{reward:.3g}" if known else "", "truncated": bool(sample.get("truncated")),
-        "mood": "" if not known else "good" if float(reward or 0) > 0.5 else "bad",
+        "reward": number(float(reward or 0)) if known else "", "truncated": bool(sample.get("truncated")),
+        "mood": "" if not known or not kind.measure.curve.percent else "good" if float(reward or 0) > 0.5 else "bad",
     }  # fmt: skip
 
 
@@ -190,35 +208,38 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 # ---- several runs ----------------------------------------------------------------------------------------------------
 def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
     groups = group(runs)
+    kind = groups[0].kind
+    title, aggregate = kind.measure.curve.title, kind.aggregate
     rows = standings(groups)
     tasks = list(dict.fromkeys(r.setting("task") for r in runs))
     measured = _measured_curves(groups)
-    main = [m for m in measured if m[0] in (ACCURACY, REWARD)]
+    main = [m for m in measured if m[0] in (kind.measure.curve, kind.reward)]
     color = {g.label: PALETTE[i % len(PALETTE)] for i, g in enumerate(groups)}
-    best = rows[0] if rows and math.isfinite(rows[0].accuracy) else None
+    best = rows[0] if rows and math.isfinite(rows[0].value) else None
     return {
         "title": f"{len(groups)} configurations on {', '.join(tasks)}" if len(groups) > 1 else
                  f"{groups[0].label} on {', '.join(tasks)}, {len(runs)} runs",
-        "subtitle": f"best held-out accuracy: {best.label}, {percent(best.accuracy)}" if best else "",
+        "subtitle": f"best {title.lower()}: {best.label}, {kind.measure.value(best.value)}" if best else "",
         "facts": [("runs", str(len(runs))), ("configurations", str(len(groups)))],
-        "legend": list(color.items()),
-        "standings": [_standing_row(s, color[s.label]) for s in rows], "baseline": groups[0].label,
-        "main": _curve_cards(main, "main", 5.6, 2.7),
-        "curves": _curve_cards([m for m in measured if m not in main], "curve"),
-        "ledger": [_ledger_card(title, "", s, f"ledger-{i}", 3.7) for i, (title, s) in enumerate(_ledgers(runs))],
+        "legend": list(color.items()), "measure": f"Final {title.lower()}", "aggregate": aggregate.title,
+        "versus": aggregate.versus_title.format(groups[0].label) if len(groups) > 1 else "", "said": aggregate.said,
+        "work": kind.words.work, "standings": [_standing_row(s, color[s.label], kind) for s in rows],
+        "main": _curve_cards(main, kind, "main", 5.6, 2.7),
+        "curves": _curve_cards([m for m in measured if m not in main], kind, "curve"),
+        "ledger": [_ledger_card(t, "", s, kind, f"ledger-{i}", 3.7) for i, (t, s) in enumerate(_ledgers(runs))],
         "left_out": max(0, len(runs) - MOST_LEDGERS),
         "runs": [(str(r.folder), command(r.config)) for r in runs],
     }  # fmt: skip
 
 
 def _measured_curves(groups: Sequence[Group]) -> list[tuple[Curve, list[Line]]]:
-    """Every curve with at least one measured value, a line per group; a single run keeps its own interval."""
-    if len(groups) == 1 and len(groups[0].runs) == 1:
-        found = [(c, run_lines(groups[0].runs[0], c)) for c in (ACCURACY, REWARD, *CURVES)]
-        return [(c, lines) for c, lines in found if lines]
+    """Every curve with at least one measured value, a line per group; one run alone needs no label."""
+    alone = len(groups) == 1
     found = []
-    for curve in (ACCURACY, REWARD, *CURVES):
-        lines = [seeds_line(g.runs, curve, g.label, PALETTE[i % len(PALETTE)]) for i, g in enumerate(groups)]
+    for curve in groups[0].kind.all_curves:
+        lines = [
+            seeds_line(g.runs, curve, "" if alone else g.label, PALETTE[i % len(PALETTE)]) for i, g in enumerate(groups)
+        ]
         found.append((curve, [line for part in lines for line in part]))
     return [(c, lines) for c, lines in found if lines]
 
@@ -230,23 +251,22 @@ def _ledgers(runs: Sequence[RunData]) -> list[tuple[str, Shares]]:
     return [(f"{r.setting('method')}, seed {r.setting('seed')}", s) for r, s in found if s is not None]
 
 
-def _standing_row(s: Any, color: str) -> dict[str, str]:
-    mean, low, high = s.difference
-    sign = f"{100 * mean:+.1f}" if math.isfinite(mean) else "–"
-    spread = f" ({100 * low:+.1f} to {100 * high:+.1f})" if math.isfinite(low) else ""
+def _standing_row(s: Standing, color: str, kind: Kind) -> dict[str, str]:
+    measure = kind.measure
     return {
-        "label": s.label, "color": color, "before": percent(s.before), "after": percent(s.accuracy),
-        "interval": between(s.low, s.high), "kind": s.interval, "seeds": str(s.seeds),
-        "difference": f"{sign}{spread}", "seconds": duration(s.seconds), "tokens": amount(s.tokens),
+        "label": s.label, "color": color, "before": measure.value(s.before), "after": measure.value(s.value),
+        "interval": measure.span(s.low, s.high), "kind": s.interval, "seeds": str(s.seeds),
+        "versus": kind.aggregate.versus_text(*s.versus), "seconds": duration(s.seconds), "work": amount(s.work),
     }  # fmt: skip
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
 def _curve_cards(
-    found: Sequence[tuple[Curve, list[Line]]], name: str, width: float = 3.7, height: float = 2.1
+    found: Sequence[tuple[Curve, list[Line]]], kind: Kind, name: str, width: float = 3.7, height: float = 2.1
 ) -> list[dict[str, str]]:
     return [
-        {"title": c.title, "note": c.note, "svg": svg(lines_panel(c, _unlabelled(lines)), f"{name}-{c.column}", width, height)}
+        {"title": c.title, "note": c.note,
+         "svg": svg(lines_panel(c, _unlabelled(lines), kind.axis_title), f"{name}-{c.column}", width, height)}
         for c, lines in found if lines
     ]  # fmt: skip
 
@@ -256,12 +276,17 @@ def _unlabelled(lines: Sequence[Line]) -> list[Line]:
     return [Line(steps=x.steps, values=x.values, low=x.low, high=x.high, color=x.color, marked=x.marked) for x in lines]
 
 
-def _ledger_card(title: str, note: str, shares: Shares, name: str, width: float = 5.6) -> dict[str, Any]:
+def _ledger_card(title: str, note: str, shares: Shares, kind: Kind, name: str, width: float) -> dict[str, Any]:
     legend = [
         {"name": readable(n), "color": c, "share": percent(shares.mean(n), 0)}
         for n, c in zip(shares.names, colors_of(shares), strict=True)
     ]
-    return {"title": title, "note": note, "legend": legend, "svg": svg(shares_panel(shares), name, width, 2.1)}
+    return {
+        "title": title,
+        "note": note,
+        "legend": legend,
+        "svg": svg(shares_panel(shares, kind.axis_title), name, width, 2.1),
+    }
 
 
 def _css_width(share: float) -> str:

@@ -20,7 +20,7 @@ AXES = {
 READABLE = {
     "fresh": "fresh rollouts", "replay": "replayed rollouts", "demos": "demonstrations", "pairs": "preference pairs",
     "raised": "pulled towards", "lowered": "pushed away",
-    "0": "this version", "1-2": "1-2 versions old",
+    "0": "this version", "1-2": "1-2 versions old", "PolicyGradient": "policy gradient", "ValueRegression": "value (critic)",
 }  # fmt: skip
 REST = {"sign": "without direction (entropy, value)", "staleness": "of no policy version (demonstrations, pairs)"}
 """What the gradient is that an axis does not name."""
@@ -30,7 +30,7 @@ EARLY_LATE = 5
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """One axis of the ledger: `steps` [T], and per name its share of the gradient [T] in 0..1."""
+    """One axis of the ledger: `steps` [T] where on the axis of the run, and per name its share of the gradient [T] in 0..1."""
 
     axis: str
     steps: np.ndarray
@@ -55,7 +55,7 @@ def shares_of(run: RunData, axis: str) -> Shares | None:
     there = np.isfinite(table).any(0)
     if not there.any():
         return None
-    steps, shares = run.metrics["step"][there], np.clip(np.nan_to_num(table[:, there]), 0, 1)
+    steps, shares = run.axis[there], np.clip(np.nan_to_num(table[:, there]), 0, 1)
     total = shares.sum(0)
     rest = np.where(total > 0, np.clip(1 - total, 0, 1), 0.0)  # an update without any gradient has no rest either
     if rest.max() > 0.005:
@@ -82,7 +82,11 @@ def quantities(run: RunData, axis: str) -> list[dict[str, float | str]]:
 def in_words(run: RunData) -> list[str]:
     """Two or three sentences: who moved the policy, which way, and how far the data was from its own."""
     source, sign = shares_of(run, "source"), shares_of(run, "sign")
-    said = [] if source is None or not source.shares.sum() else [_who(source, quantities(run, "source"))]
+    said = (
+        []
+        if source is None or not source.shares.sum()
+        else [_who(source, quantities(run, "source"), run.kind.words.unit)]
+    )
     if sign is not None and {"raised", "lowered"} <= set(sign.names) and sign.shares.sum():
         raised, lowered = sign.mean("raised"), sign.mean("lowered")
         said.append(
@@ -109,14 +113,14 @@ def _age(name: str) -> int:
     return int(digits.group()) if digits else -1
 
 
-def _who(source: Shares, rows: list[dict[str, float | str]]) -> str:
+def _who(source: Shares, rows: list[dict[str, float | str]], unit: str) -> str:
     ranked = sorted(source.names, key=source.mean, reverse=True)
     if len(ranked) == 1:
         return f"All of the gradient came from {readable(ranked[0])}: there was no other source."
     tokens: Mapping[str, float] = {str(r["name"]): float(r["token_share"]) for r in rows}
     top = ranked[0]
     said = f"{readable(top).capitalize()} moved the policy most: {percent(source.mean(top), 0)} of the gradient"
-    said += f" from {percent(tokens[top], 0)} of the tokens" if np.isfinite(tokens.get(top, np.nan)) else ""
+    said += f" from {percent(tokens[top], 0)} of the {unit}s" if np.isfinite(tokens.get(top, np.nan)) else ""
     rest = [f"{readable(n)} {percent(source.mean(n), 0)}" for n in ranked[1:]]
     mover = max(ranked, key=lambda n: abs(float(np.subtract(*source.early_late(n)))))
     early, late = source.early_late(mover)
@@ -132,7 +136,11 @@ def _how_far(run: RunData) -> list[str]:
     meaning = "practically on-policy" if value > 0.95 else "off-policy, and still informative" if value > 0.5 else (
         "so far off-policy that a few rows decide: lower the staleness or cap the weights"
     )  # fmt: skip
-    cut = f", and {percent(float(clipped.mean()))} of the tokens were cut off by the clip" if len(clipped) else ""
+    cut = (
+        f", and {percent(float(clipped.mean()))} of the {run.kind.words.unit}s were cut off by the clip"
+        if len(clipped)
+        else ""
+    )
     return [
         f"The importance weights kept {percent(value, 0)} of the effective sample size{cut}: the data was {meaning}."
     ]

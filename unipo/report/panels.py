@@ -1,115 +1,112 @@
-"""Which curves are shown, and how they are taken from one run or from several seeds of the same run."""
+"""How curves are taken from one run, or from several seeds of the same run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from unipo.report.kinds import SPEED, Curve
 from unipo.report.ledger import AXES, Shares, shares_of
-from unipo.report.plots import PALETTE, SMOOTH_FROM, Draw, Line, draw_lines, draw_shares, legend_below, smooth
+from unipo.report.plots import (
+    MOST_POINTS,
+    PALETTE,
+    SMOOTH_FROM,
+    Draw,
+    Line,
+    draw_lines,
+    draw_shares,
+    legend_below,
+    smooth,
+)
 from unipo.report.runs import RunData
-from unipo.statistics import mean_interval
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A column of the metrics as a panel; `note` says in a few words how to read it."""
-
-    title: str
-    column: str
-    note: str
-    percent: bool = False
-    log: bool = False
-
-
-ACCURACY = Curve(
-    title="Held-out accuracy", column="accuracy", note="completions with full reward; band: 95 % interval", percent=True
-)
-REWARD = Curve(title="Reward", column="reward", note="mean over everything sampled in the step")
-SPEED = Curve(title="Tokens per second", column="tokens_per_second", note="sampled and trained")
-CURVES = (
-    Curve(title="Completion length", column="length", note="tokens"),
-    Curve(title="Entropy", column="entropy", note="nats per token; near 0: it no longer explores"),
-    Curve(title="KL to the sampler", column="kl", note="k3 estimate, at the last update of the step", log=True),
-    Curve(
-        title="Effective sample size", column="ess", note="of the importance weights; 100 %: on-policy", percent=True
-    ),
-    Curve(title="Clipped share", column="clipped_share", note="tokens that the clip cut off", percent=True),
-    Curve(title="Gradient norm", column="grad_norm", note="before clipping", log=True),
-    Curve(title="Truncated share", column="truncated_share", note="completions that ran out of tokens", percent=True),
-    Curve(title="Loss", column="loss", note="a surrogate: its value is no measure of progress"),
-    Curve(title="Preferred", column="preferred", note="pairs whose chosen side scores higher", percent=True),
-    Curve(title="KL to the reference", column="kl_reference", note="nats per token", log=True),
-    Curve(title="Value error", column="value_error", note="of the critic", log=True),
-    SPEED,
-)
 ROUNDING = 1e-9
 """Smaller values are 0: on-policy, the KL divergence is rounding errors."""
 AXIS_TITLES = {"source": "By source", "sign": "By direction", "staleness": "By staleness", "term": "By term"}
 
 
 def values_of(run: RunData, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [M], values [M]) of a curve in a run."""
-    if curve is SPEED:
-        return run.tokens_per_second
+    """(places on the axis [M], values [M]) of a curve in a run."""
+    if curve.column == SPEED:
+        return run.speed
     steps, values = run.measured(curve.column)
     return steps, np.where(np.abs(values) < ROUNDING, 0.0, values)
 
 
-def run_lines(run: RunData, curve: Curve, color: str = PALETTE[0]) -> list[Line]:
+def run_lines(run: RunData, curve: Curve, color: str = PALETTE[0], label: str = "") -> list[Line]:
     """The curve of one run, with `<column>_low` and `_high` as its band where the run has them; none where not measured."""
     steps, values = values_of(run, curve)
     if not len(steps):
         return []
     low, high = (run.column(f"{curve.column}_{side}") for side in ("low", "high"))
-    there = np.isfinite(run.column(curve.column)) if curve is not SPEED else np.zeros(len(run), bool)
+    there = np.isfinite(run.column(curve.column))
     band = bool(there.any()) and bool(np.isfinite(low[there]).all() and np.isfinite(high[there]).all())
-    if not band:
-        return [Line(steps=steps, values=values, color=color, marked=curve is ACCURACY)]
-    return [Line(steps=steps, values=values, low=low[there], high=high[there], color=color, marked=curve is ACCURACY)]
+    between = (low[there], high[there]) if band else (None, None)
+    marked = curve is run.kind.measure.curve
+    return [Line(steps=steps, values=values, low=between[0], high=between[1], color=color, label=label, marked=marked)]
 
 
 def seeds_line(runs: Sequence[RunData], curve: Curve, label: str, color: str) -> list[Line]:
-    """Mean and 95 % t interval over runs that differ in their seed only, at the steps that all of them measured.
+    """One curve of runs that differ in their seed only, with its 95 % interval. One run: its own curve.
 
-    Long noisy curves are smoothed run by run before, so that the band is about the seeds. One run: its own curve.
+    The measure is aggregated where all runs have it. Other curves are smoothed run by run before, so that the band is about
+    the seeds, and read between their points, because episodes do not end in the same step with every seed.
     """
-    found = [values_of(run, curve) for run in runs]
-    found = [(s, smooth(v) if len(v) >= SMOOTH_FROM and curve is not ACCURACY else v) for s, v in found if len(s)]
-    if not found:
+    measured = [run for run in runs if len(values_of(run, curve)[0])]
+    if len(measured) < 2:
+        return [line for run in measured for line in run_lines(run, curve, color, label)]
+    kind = measured[0].kind
+    marked = curve is kind.measure.curve
+    steps = _shared(measured, curve) if marked else _common(measured, curve)
+    if not len(steps):
         return []
-    if len(found) == 1:
-        steps, values = found[0]
-        return [Line(steps=steps, values=values, label=label, color=color, marked=curve is ACCURACY)]
-    shared = sorted(set.intersection(*(set(s.tolist()) for s, _ in found)))
-    table = [[float(v[np.searchsorted(s, step)]) for s, v in found] for step in shared]
-    if not table:
-        return []
-    mean, low, high = np.array([mean_interval(row) for row in table]).T
+    if marked:
+        found = [kind.aggregate.final([run.scores(step) for run in measured]) for step in steps.tolist()]
+        mean, low, high = np.array(found).T
+    else:
+        mean, low, high = kind.aggregate.across(np.stack([_read_at(run, curve, steps) for run in measured], axis=1))
     if curve.percent:
         low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    steps = np.array(shared)
-    return [Line(steps=steps, values=mean, low=low, high=high, label=label, color=color, marked=curve is ACCURACY)]
+    return [Line(steps=steps, values=mean, low=low, high=high, label=label, color=color, marked=marked)]
 
 
-def lines_panel(curve: Curve, lines: Sequence[Line]) -> Draw:
-    """Draws the lines of a curve."""
-    return lambda ax: draw_lines(ax, lines, percent=curve.percent, log=curve.log)
+def _shared(runs: Sequence[RunData], curve: Curve) -> np.ndarray:
+    """The places that all runs measured."""
+    return np.array(sorted(set.intersection(*(set(values_of(run, curve)[0].tolist()) for run in runs))))
 
 
-def shares_panel(shares: Shares) -> Draw:
+def _common(runs: Sequence[RunData], curve: Curve) -> np.ndarray:
+    """The places of any run within the stretch that all have; at most MOST_POINTS of them."""
+    found = [values_of(run, curve)[0] for run in runs]
+    places = np.unique(np.concatenate(found))
+    places = places[(places >= max(f[0] for f in found)) & (places <= min(f[-1] for f in found))]
+    if len(places) <= MOST_POINTS:
+        return places
+    return places[np.linspace(0, len(places) - 1, MOST_POINTS).astype(int)]
+
+
+def _read_at(run: RunData, curve: Curve, places: np.ndarray) -> np.ndarray:
+    steps, values = values_of(run, curve)
+    return np.interp(places, steps, smooth(values) if len(values) >= SMOOTH_FROM else values)
+
+
+def lines_panel(curve: Curve, lines: Sequence[Line], along: str) -> Draw:
+    """Draws the lines of a curve over what `along` names."""
+    return lambda ax: draw_lines(ax, lines, percent=curve.percent, log=curve.log, along=along)
+
+
+def shares_panel(shares: Shares, along: str) -> Draw:
     """Draws an axis of the ledger, without a legend: the page has its own."""
-    return lambda ax: draw_shares(ax, shares)
+    return lambda ax: draw_shares(ax, shares, along)
 
 
-def shares_panel_with_legend(shares: Shares) -> Draw:
+def shares_panel_with_legend(shares: Shares, along: str) -> Draw:
     """Draws an axis of the ledger with its names under it, for a PNG."""
 
     def draw(ax: Axes) -> None:
-        draw_shares(ax, shares)
+        draw_shares(ax, shares, along)
         legend_below(ax, shares)
 
     return draw
@@ -118,8 +115,9 @@ def shares_panel_with_legend(shares: Shares) -> Draw:
 def ledger_panels(run: RunData) -> list[tuple[str, Draw]]:
     """Every axis of the ledger that the run has."""
     found = [(axis, shares_of(run, axis)) for axis in AXES]
+    along = run.kind.axis_title
     return [
-        (f"Gradient share {AXIS_TITLES[axis].lower()}", shares_panel_with_legend(s))
+        (f"Gradient share {AXIS_TITLES[axis].lower()}", shares_panel_with_legend(s, along))
         for axis, s in found
         if s is not None
     ]

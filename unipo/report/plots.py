@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from unipo.report.ledger import REST, Shares, readable
 
@@ -33,6 +33,9 @@ MOST_POINTS = 600
 SMOOTH_FROM = 25
 """Noisy curves with at least so many points are drawn faint, with a running mean over a twelfth of them."""
 
+WIDE = 5000
+"""From here on places on the horizontal axis are written as 10k, 1M."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
@@ -50,8 +53,8 @@ class Line:
 Draw = Callable[[Axes], None]
 
 
-def draw_lines(ax: Axes, lines: Sequence[Line], percent: bool = False, log: bool = False) -> None:
-    """Curves over steps. `log` only takes effect where every value is positive and they span two decades."""
+def draw_lines(ax: Axes, lines: Sequence[Line], percent: bool = False, log: bool = False, along: str = "step") -> None:
+    """Curves over what `along` names. `log` only takes effect where every value is positive and they span two decades."""
     for line in lines:
         _draw_line(ax, line)
     values = np.concatenate([line.values for line in lines]) if lines else np.array([])
@@ -65,10 +68,10 @@ def draw_lines(ax: Axes, lines: Sequence[Line], percent: bool = False, log: bool
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if 0 < np.ptp(values) <= 0.05 else 0))
     if len({line.label for line in lines}) > 1:
         ax.legend(loc="best")
-    _steps_axis(ax)
+    _steps_axis(ax, along)
 
 
-def draw_shares(ax: Axes, shares: Shares) -> None:
+def draw_shares(ax: Axes, shares: Shares, along: str = "step") -> None:
     """Stacked areas of gradient share; one step alone is a bar."""
     colors = colors_of(shares)
     steps, table = thin(shares.steps, shares.shares)
@@ -82,7 +85,7 @@ def draw_shares(ax: Axes, shares: Shares) -> None:
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.grid(False)
-    _steps_axis(ax)
+    _steps_axis(ax, along)
 
 
 def legend_below(ax: Axes, shares: Shares, columns: int = 3) -> None:
@@ -162,10 +165,12 @@ def _draw_line(ax: Axes, line: Line) -> None:
             ax.vlines(steps, low, high, color=line.color, alpha=0.5, linewidth=3)
 
 
-def _steps_axis(ax: Axes) -> None:
+def _steps_axis(ax: Axes, along: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if ax.get_xlim()[1] >= WIDE:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.margins(x=0.02)
-    ax.set_xlabel("step", loc="right", fontsize=8, labelpad=0)
+    ax.set_xlabel(along, loc="right", fontsize=8, labelpad=0)
 
 
 @contextmanager

@@ -1,10 +1,9 @@
-"""Reading a run folder: config.yaml, metrics.parquet, samples.jsonl, events.jsonl. Everything but the first two is optional."""
+"""Reading a run folder: config.yaml and metrics.parquet; samples.jsonl, events.jsonl and a video where there are any."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+from unipo.report.kinds import Kind, kind_of
 
 Row = Mapping[str, Any]
 
@@ -28,8 +29,9 @@ class RunData:
     folder: where it is.
     config: config.yaml as plain values.
     metrics: column name -> [T] float64, one value per recorded step, NaN where not measured; sorted by `step`.
-    samples: completions, {step, prompt, completion, reward, source, truncated}.
+    samples: completions or episodes, {step, prompt, completion, reward, source, truncated}.
     events: {step, level, message}.
+    video: the smallest file `video*.mp4` or `video*.gif` in the folder, or in its folder `video`.
     """
 
     folder: Path
@@ -37,6 +39,11 @@ class RunData:
     metrics: Mapping[str, np.ndarray]
     samples: tuple[Row, ...] = ()
     events: tuple[Row, ...] = ()
+    video: Path | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.config)
 
     def __len__(self) -> int:
         return len(self.metrics["step"])
@@ -45,11 +52,31 @@ class RunData:
         """[T]; all NaN for a column that this run does not have."""
         return self.metrics.get(name, np.full(len(self), np.nan))
 
+    @property
+    def axis(self) -> np.ndarray:
+        """[T] where the recorded steps stand on the axis of this kind of run; it starts at 0, unknown places lie between."""
+        steps, places = self.metrics["step"], self.column(self.kind.axis)
+        known = np.isfinite(places) & (steps > 0)
+        if not known.any():
+            return steps
+        return np.interp(steps, np.append(0.0, steps[known]), np.append(0.0, places[known]))
+
     def measured(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps [M], values [M]) where `name` is finite."""
+        """(places on the axis [M], values [M]) where `name` is finite."""
         values = self.column(name)
         good = np.isfinite(values)
-        return self.metrics["step"][good], values[good]
+        return self.axis[good], values[good]
+
+    def scores(self, place: float) -> np.ndarray:
+        """[E] the scores behind the measure at a `place` of the axis; the measure itself [1] where they were not all kept."""
+        measure, at = self.kind.measure, int(np.searchsorted(self.axis, place))
+        value = self.column(measure.curve.column)[at]
+        step = self.metrics["step"][at]
+        rows = (
+            s for s in self.samples if measure.scored and s.get("source") == measure.scored and s.get("step") == step
+        )
+        kept = np.array([r for s in rows if isinstance(r := s.get("reward"), int | float)], dtype=np.float64)
+        return kept if len(kept) and np.isclose(kept.mean(), value) else np.array([value])
 
     def first(self, name: str) -> float:
         """The first finite value, or NaN."""
@@ -67,18 +94,30 @@ class RunData:
         return default if value in (None, "", {}) else str(value)
 
     @property
-    def tokens_per_second(self) -> tuple[np.ndarray, np.ndarray]:
-        """(steps [M], tokens sampled and trained per second between a recorded step and the one before)."""
-        tokens = np.nan_to_num(self.column("tokens_sampled")) + np.nan_to_num(self.column("tokens_trained"))
-        elapsed, made = np.diff(self.column("seconds")), np.diff(tokens)
-        good = np.isfinite(elapsed) & (elapsed > 0) & (made > 0)
-        return self.metrics["step"][1:][good], made[good] / elapsed[good]
+    def work(self) -> np.ndarray:
+        """[T] the work done so far, tokens sampled and trained or environment steps: 0 at step 0, NaN where not recorded."""
+        parts = np.stack([self.column(name) for name in self.kind.work])
+        return np.where(np.isfinite(parts).any(0) | (self.metrics["step"] == 0), np.nan_to_num(parts).sum(0), np.nan)
+
+    @property
+    def worked(self) -> float:
+        """The work of the whole run, or NaN."""
+        known = self.work[np.isfinite(self.work)]
+        return float(known[-1]) if len(known) and known[-1] > 0 else float("nan")
+
+    @property
+    def speed(self) -> tuple[np.ndarray, np.ndarray]:
+        """(places [M], work per second since the recorded step before)."""
+        known = np.isfinite(self.work) & np.isfinite(self.column("seconds"))
+        elapsed, made = np.diff(self.column("seconds")[known]), np.diff(self.work[known])
+        good = (elapsed > 0) & (made > 0)
+        return self.axis[known][1:][good], made[good] / elapsed[good]
 
     @property
     def finished(self) -> bool:
         """Whether the last step that was asked for is there (runs that do not say count as finished)."""
-        asked = self.config.get("steps")
-        return not isinstance(asked, int) or self.metrics["step"][-1] >= asked
+        asked = self.kind.planned(self.config)
+        return asked is None or bool(self.metrics["step"][-1] >= asked)
 
 
 def read_run(folder: Path) -> RunData:
@@ -104,40 +143,14 @@ def read_run(folder: Path) -> RunData:
     if not table.num_rows or "step" not in table.column_names:
         raise RunFolderError(f"{metrics_file} has no recorded steps. Go on: unipo resume {folder}")
     samples, events = _lines(folder / "samples.jsonl"), _lines(folder / "events.jsonl")
-    return RunData(folder=folder, config=config, metrics=_columns(table), samples=samples, events=events)
+    return RunData(
+        folder=folder, config=config, metrics=_columns(table), samples=samples, events=events, video=_video(folder)
+    )
 
 
-USUAL = ("steps", "seed", "model", "reward", "prompts", "rollouts", "replay", "demos", "pairs", "learning_rate")
-"""The settings that the short command names."""
-
-
-def command(config: Mapping[str, Any]) -> str:
-    """The command line in short: the usual settings, where they are not 0 ("the method's own") or empty."""
-    return _command(config, [n for n in USUAL if n == "seed" or config.get(n)])
-
-
-def full_command(config: Mapping[str, Any]) -> str:
-    """The command line with every setting spelled out: it does not depend on what the defaults are."""
-    return _command(config, [n for n in config if n not in ("method", "task", "method_options", "out")])
-
-
-def _command(config: Mapping[str, Any], names: Iterable[str]) -> str:
-    words = ["unipo", "run", str(config.get("method", "METHOD")), str(config.get("task", "TASK"))]
-    for name in names:
-        words += _flag(name, config.get(name))
-    for method, options in (config.get("method_options") or {}).items():
-        for name, value in options.items():
-            words += _flag(f"{method}.{name}", value)
-    return shlex.join(words)
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    if isinstance(value, list | tuple):
-        return [flag, *map(str, value)] if value else []
-    return [] if value in (None, "") else [flag, str(value)]
+def _video(folder: Path) -> Path | None:
+    found = [p for place in (folder, folder / "video") for end in ("mp4", "gif") for p in place.glob(f"video*.{end}")]
+    return min(found, key=lambda p: (p.stat().st_size, p.name), default=None)
 
 
 def _columns(table: pa.Table) -> dict[str, np.ndarray]:

@@ -34,3 +34,29 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def number(value: float) -> str:
+    """A return or a reward: 0.783, 123.4, -1,204.6, 123,457."""
+    if not math.isfinite(value):
+        return "–"
+    digits = 0 if abs(value) >= 1e4 else 1
+    return f"{value:,.{digits}f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def number_span(low: float, high: float) -> str:
+    """The interval of a return."""
+    return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else "–"
+
+
+def points(mean: float, low: float, high: float) -> str:
+    """A difference of shares in percentage points, with its interval: "+5.0 (-1.0 to +11.0)"."""
+    if not math.isfinite(mean):
+        return "–"
+    spread = f" ({100 * low:+.1f} to {100 * high:+.1f})" if math.isfinite(low) else ""
+    return f"{100 * mean:+.1f}{spread}"
+
+
+def probability(mean: float, low: float, high: float) -> str:
+    """A probability with its interval: "0.75 (0.25 to 1.00)"."""
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(mean) else "–"
