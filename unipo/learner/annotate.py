@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
+from unipo.learner.coefficients import per_step
 from unipo.learner.player import Player
 from unipo.objectives import Needs
 
@@ -56,7 +57,7 @@ def _unknown(episodes: Episodes, column: str) -> Tensor:
     """bool [N]: where a column has no number."""
     if column not in episodes:
         return torch.ones(episodes.count("step"), dtype=torch.bool, device=episodes.device)
-    return episodes[column].reshape(episodes.count("step"), -1).isnan().any(-1)
+    return per_step(episodes[column].isnan()).any(-1)
 
 
 def emitted(episodes: Episodes, names: list[str], policy: Player, token_budget: int) -> dict[str, Tensor]:

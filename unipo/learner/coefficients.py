@@ -13,6 +13,11 @@ from unipo.episodes import Episodes
 from unipo.objectives import Objective, Signals, number
 
 
+def per_step(x: Tensor) -> Tensor:
+    """[N, k] of [N, ...]: all numbers of a step in one row, in an empty batch as well."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
 @dataclass(frozen=True)
 class TermShare:
     """What one weighted term of the objective asks for."""
@@ -37,7 +42,7 @@ class Coefficients:
 
     def active(self) -> Tensor:
         """bool [N]: steps with any non-zero coefficient."""
-        return torch.stack([(c != 0).reshape(len(c), -1).any(-1) for c in self.total.values()]).any(0)
+        return torch.stack([per_step(c != 0).any(-1) for c in self.total.values()]).any(0)
 
     @property
     def silent(self) -> bool:

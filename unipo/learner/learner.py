@@ -167,7 +167,8 @@ class Learner:
 
         `signals` are those of pass 1, or empty when it was skipped: then they are collected here.
         """
-        rows = episodes.reduce(found.active(), how="any").nonzero().squeeze(1)
+        nobody = torch.zeros(episodes.count("step"), dtype=torch.bool, device=episodes.device)
+        rows = episodes.reduce(found.active() if found.total else nobody, how="any").nonzero().squeeze(1)
         live, cost = episodes.select(rows), self._cost(episodes)
         seen = dict(signals) or {name: self._zeros(episodes) * torch.nan for name in names}
         for part in live.split(self.settings.token_budget, cost[rows]):

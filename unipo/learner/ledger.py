@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unipo import functional as F
+from unipo.learner.coefficients import per_step
 from unipo.learner.learner import Update
 
 STALENESS = ((0, 0, "0"), (1, 2, "1-2"), (3, 8, "3-8"), (9, 32, "9-32"), (33, 1 << 60, "33+"))
@@ -38,7 +39,7 @@ def ledger(update: Update, version: int) -> dict[str, float]:
             columns.update({f"ledger/{axis}/{name}/{k}": v for k, v in _quality(update, steps).items()})
     masses = {t.title: float(_mass(update, t.gradient).sum()) for t in update.coefficients.terms}
     for share_of in update.coefficients.terms:
-        claimed = torch.stack([(g != 0).reshape(len(g), -1).any(-1) for g in share_of.gradient.values()]).any(0)
+        claimed = torch.stack([per_step(g != 0).any(-1) for g in share_of.gradient.values()]).any(0)
         key = f"ledger/term/{share_of.title}"
         columns[f"{key}/gradient_share"] = masses[share_of.title] / max(sum(masses.values()), 1e-300)
         columns[f"{key}/tokens"] = float(claimed.sum())
@@ -55,7 +56,7 @@ def gradient_mass(update: Update) -> Tensor:
 def _mass(update: Update, gradient: object) -> Tensor:
     mass = torch.zeros(update.episodes.count("step"), device=update.episodes.device)
     for name, c in dict(gradient).items():  # type: ignore[call-overload]
-        size = c.abs().reshape(len(c), -1).sum(-1)
+        size = per_step(c.abs()).sum(-1)
         if name == "logp":
             size = size * (1.0 - torch.nan_to_num(update.signals[name]).exp().clamp(max=1.0))
         mass = mass + size.to(mass)
