@@ -102,7 +102,9 @@ def expected_gradient(objective: Objective, old_value: Tensor, logits: Tensor) -
 
 def backward_values(logits: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Q [T, S, A] and V [T, S] of the remaining steps, by dynamic programming."""
-    pi, v, found_q, found_v = logits.softmax(1), torch.zeros(STATES, dtype=torch.float64), [], []
+    pi, v = logits.softmax(1), torch.zeros(STATES, dtype=torch.float64)
+    found_q: list[Tensor] = []
+    found_v: list[Tensor] = []
     for _ in range(HORIZON):
         q = PAYS + gamma * MOVES @ v
         v = (pi * q).sum(1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unipo.episodes import Episodes
 from unipo.learner.learner import Learner, Update
 from unipo.learner.player import Player
-from unipo.objectives import Objective, Sum, hoisted
+from unipo.objectives import Knob, Objective, Sum, hoisted
 from unipo.optimizers import (
     HessianAidedRecursive,
     ImplicitGradientTransport,
@@ -110,7 +110,8 @@ class PolicyOptimiser:
 
 def parted(objective: Objective, policy: Player) -> tuple[Sum, Sum]:
     """(the terms that read signals of the policy, the others). Raises ValueError for a term that reads both kinds."""
-    own, rest = [], []
+    own: list[tuple[float | Knob, Objective]] = []
+    rest: list[tuple[float | Knob, Objective]] = []
     for weight, term in objective.terms():
         asked = term.needs.signals
         if asked & policy.emits and not asked <= policy.emits:

@@ -130,13 +130,14 @@ def npg(*, gamma: float = 0.99, lam: float = 0.95, max_kl: float = 0.01, damping
 
 
 def mdpo_on_policy(*, gamma: float = 0.99, lam: float = 0.95, steps: int = 10, step_size: float = 1.0,
-                   value_clip: float = 0.2, epochs: int = 5) -> Recipe:  # fmt: skip
+                   value_clip: float = 0.0, epochs: int = 5) -> Recipe:  # fmt: skip
     """Mirror descent policy optimisation (arXiv 2005.09814, eq. 10), on-policy.
 
         L = - mean( r_n A_n ) + 1/t_k * mean( KL(pi || pi_k) ),   t_k = step_size * max(1 - k/K, 1/K)
 
     `steps` (m) steps of Adam on the whole batch of iteration k of K; A whitened; the KL in closed form in every state, the
-    new policy first: the opposite of TRPO's. The critic has `epochs` of minibatches, its loss clipped around V_old.
+    new policy first: the opposite of TRPO's. The critic has `epochs` of minibatches; `value_clip` clips its loss around V_old
+    (0.2 in the authors' code, whose rewards are normalised; here 0: not at all).
     """
     gradient = PolicyGradient(
         advantage=GeneralisedAdvantage(gamma, lam, BatchStd()), weight=TokenRatio(), aggregate=TokenMean()
@@ -187,7 +188,7 @@ def npg_igt_harpg(*, variant: str = "n-pg-igt", rate: float = 0.1, reach: float 
 
 
 def mdpo(*, variant: str = "on_policy", gamma: float = 0.99, step_size: float = 1.0, lam: float = 0.95, steps: int = 10,
-         value_clip: float = 0.2, epochs: int = 5, tau: float = 0.005, temperature: float = 0.2,
+         value_clip: float = 0.0, epochs: int = 5, tau: float = 0.005, temperature: float = 0.2,
          refresh: int = 1000) -> Recipe:  # fmt: skip
     """Mirror descent policy optimisation (arXiv 2005.09814): an Adam-sized step of a KL-regularised surrogate.
 
@@ -233,7 +234,7 @@ METHODS = (
               "test_the_natural_gradient_of_an_enumerated_softmax", "test_npg_is_trpo_without_its_line_search"),
     Method(slug="mdpo", build=mdpo, row=50, family="control", title="Mirror Descent Policy Optimization",
            paper="arXiv 2005.09814, eq. 10 and 14", equation="""
-on_policy    L = -TOK(r A) + 1/t_k TOK(KL(pi || pi_k)) + TOK(clipped (V - return)^2 / 2),  m steps on the whole batch
+on_policy    L = -TOK(r A) + 1/t_k TOK(KL(pi || pi_k)) + TOK((V - return)^2 / 2),  m steps on the whole batch
              t_k = max(1 - k/K, 1/K)
 off_policy   L = TOK(c KL(pi || pi_k) + lam log pi_k(a) - min Q(s, a)),  a ~ pi;  critics as sac's""",
            claim="Several gradient steps on the mirror-descent surrogate do as well as TRPO and better than PPO without "
