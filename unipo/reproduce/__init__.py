@@ -13,6 +13,7 @@ from unipo.reproduce import (
     gradients,
     mixed,
     offline,
+    on_policy_control,
     online,
     optimizers,
     tabular_theory,
@@ -20,7 +21,8 @@ from unipo.reproduce import (
 from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
-PAGES = (bandits, gradients, offline, online, mixed, optimizers, tabular_theory, estimation_theory)
+PAGES = (bandits, gradients, offline, online, mixed, optimizers, tabular_theory, estimation_theory,
+         on_policy_control)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
