@@ -1,4 +1,4 @@
-"""A policy with memory: a GRU over the steps of each fragment, between an encoder and a `ControlPolicy` that is its head."""
+"""Networks with memory: a GRU over the steps of each fragment; a policy is that with a `ControlPolicy` as its head."""
 
 from __future__ import annotations
 
@@ -34,15 +34,44 @@ def over_fragments(gru: nn.GRU, x: Tensor, lengths: Tensor, start: Tensor) -> Te
     return torch.empty_like(packed.data).index_copy(0, laid_out, packed.data)
 
 
-class RecurrentPolicy(nn.Module):
-    """pi(a_t | s_1 ... s_t) = head(h_t), h_t = GRU(h_t-1, encoder(s_t)); signals are those of `ControlPolicy`.
+class Memory(nn.Module):
+    """h_t = GRU(h_t-1, encoder(normalised s_t)): what a network keeps of a fragment, from one step to the next.
 
-    A fragment starts from the episode column `memory` [E, H], the memory before its first step, or from zeros where there
-    is no such column: store it where fragments continue an episode, or they are scored as if it had just begun.
     `hidden`: the encoder's layers, the last being the width H of the memory.
     """
 
+    def __init__(
+        self, observation_size: int, hidden: Sequence[int], activation: str, normaliser: Normaliser | None
+    ) -> None:
+        super().__init__()
+        self.normaliser, self.width = normaliser, hidden[-1]
+        self.encoder = MLP(observation_size, hidden, 1, activation).trunk
+        self.gru = nn.GRU(self.width, self.width)
+        for name, parameter in self.gru.named_parameters():
+            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+
+    def encoded(self, observation: Tensor) -> Tensor:
+        """[N, H]: what the GRU reads of each of `observation` [N, d]."""
+        return self.encoder(observation if self.normaliser is None else self.normaliser(observation))
+
+    def after(self, observation: Tensor, memory: Tensor) -> Tensor:
+        """The memory [n, H] after seeing `observation` [n, d], from that before it."""
+        return self.gru(self.encoded(observation)[None], memory[None])[1][0]
+
+    def over(self, observation: Tensor, lengths: Tensor, start: Tensor) -> Tensor:
+        """Memories [N, H] after each of `observation` [N, d], of fragments of `lengths` [E], the first after `start` [E, H]."""
+        return over_fragments(self.gru, self.encoded(observation), lengths, start)
+
+
+class RecurrentPolicy(nn.Module):
+    """pi(a_t | s_1 ... s_t) = head(h_t), h_t its `Memory`; signals are those of `ControlPolicy`.
+
+    A fragment starts from the episode column `memory` [E, H], the memory before its first step, or from zeros where there
+    is no such column: store it where fragments continue an episode, or they are scored as if it had just begun.
+    """
+
     emits = ControlPolicy.emits
+    column = "memory"
 
     def __init__(
         self,
@@ -55,36 +84,33 @@ class RecurrentPolicy(nn.Module):
         normaliser: Normaliser | None = None,
     ) -> None:
         super().__init__()
-        width = hidden[-1]
-        self.normaliser, self.distribution = normaliser, distribution
-        self.encoder = MLP(observation_size, hidden, width, activation)
-        self.gru = nn.GRU(width, width)
-        for name, parameter in self.gru.named_parameters():
-            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
-        self.head = ControlPolicy(width, distribution, (), activation, log_std, log_std_init)
+        self.observation_size, self.distribution = observation_size, distribution
+        self.memory = Memory(observation_size, hidden, activation, normaliser)
+        self.head = ControlPolicy(self.memory.width, distribution, (), activation, log_std, log_std_init)
         self.config = {"observation_size": observation_size, "hidden": list(hidden), "activation": activation,
                        "log_std": log_std, "log_std_init": log_std_init}  # fmt: skip
 
+    @property
+    def normaliser(self) -> Normaliser | None:
+        return self.memory.normaliser
+
     def start(self, n: int) -> Tensor:
         """The memory [n, H] of `n` episodes that begin."""
-        return torch.zeros(n, self.gru.hidden_size)
-
-    def _encoded(self, observation: Tensor) -> Tensor:
-        return self.encoder.trunk(observation if self.normaliser is None else self.normaliser(observation))
+        return torch.zeros(n, self.memory.width)
 
     @torch.no_grad()
     def act(
         self, observation: Tensor, noise: Tensor, memory: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(actions, log-prob [n], the memory [n, H] after this step), from the `memory` [n, H] before it."""
-        after = self.gru(self._encoded(observation)[None], memory[None])[1][0]
+        after = self.memory.after(observation, memory)
         return *self.head.act(after, noise, deterministic), after
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """The signals `names` of `ControlPolicy`, differentiable through time within each fragment."""
-        lengths = episodes.lengths()
-        start = episodes["memory"] if "memory" in episodes else self.start(len(lengths)).to(episodes.device)
-        remembered = over_fragments(self.gru, self._encoded(episodes["observation"]), lengths, start)
+        lengths, observation = episodes.lengths(), episodes["observation"]
+        start = episodes[self.column] if self.column in episodes else self.start(len(lengths)).to(observation)
+        remembered = self.memory.over(observation, lengths, start)
         return self.head.signals(episodes.with_columns("step", observation=remembered), names)
 
     def total_lengths(self, episodes: Episodes) -> Tensor:
