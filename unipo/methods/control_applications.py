@@ -73,8 +73,8 @@ def pdppo(*, clip: float = 0.2, gamma: float = 0.99, entropy: float = 0.005, epo
         A = max( G - V(s), G^x - V_x(s^x) ),   whitened over the batch
         G^x: discounted return of the decisions' own rewards r^x, the current one among them;  V -> G,  V_x -> G^x
 
-    Known: where s^x determines r^x, as here, E[G^x - V_x | s, a] = 0 for every a, so that the second advantage is noise, and
-    the maximum is above A of either (its mean is whitened away). Departs from the code: one optimiser; returns that were cut
+    Known: where s^x determines r^x, E[G^x - V_x | s, a] = 0 for every a: the second advantage is noise. The maximum is above
+    both (its mean is whitened away). Departs from the code: one optimiser; returns that were cut
     go on with the critics; whitening, as PPO has it here.
     """
     before = Excess(DiscountedReturn(gamma), "old_value")
