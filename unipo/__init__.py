@@ -6,15 +6,19 @@ if TYPE_CHECKING:
     from unipo.api import compare, resume, train
     from unipo.episodes import Episodes
     from unipo.recipe import Recipe
+    from unipo.training.revisit import load_actor
+    from unipo.training.revisit import load_trained as load_policy
 
 __version__ = "0.1.0"
-__all__ = ["Episodes", "Recipe", "__version__", "compare", "resume", "train"]
+__all__ = ["Episodes", "Recipe", "__version__", "compare", "load_actor", "load_policy", "resume", "train"]
 _HOME = {
-    "Episodes": "unipo.episodes",
-    "Recipe": "unipo.recipe",
-    "compare": "unipo.api",
-    "resume": "unipo.api",
-    "train": "unipo.api",
+    "Episodes": "unipo.episodes:Episodes",
+    "Recipe": "unipo.recipe:Recipe",
+    "compare": "unipo.api:compare",
+    "load_actor": "unipo.training.revisit:load_actor",
+    "load_policy": "unipo.training.revisit:load_trained",
+    "resume": "unipo.api:resume",
+    "train": "unipo.api:train",
 }
 
 
@@ -24,4 +28,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'unipo' has no attribute {name!r}; it has: {', '.join(__all__)}")
     import importlib
 
-    return getattr(importlib.import_module(_HOME[name]), name)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

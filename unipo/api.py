@@ -16,6 +16,7 @@ from unipo.training import BaseConfig, ConfigError, ControlConfig, Run, RunConfi
 from unipo.training import read_config as parse_config
 from unipo.training.presets import control_config, preset_of
 from unipo.training.records import write_atomic
+from unipo.training.revisit import film_run
 
 
 def train(method: str | Recipe = "grpo", task: str = "arithmetic", console: Console | None = None,
@@ -85,10 +86,12 @@ def read_config(folder: str | Path) -> BaseConfig:
 
 
 def finish(run: Run) -> Run:
-    """Make the remaining steps and save the trained policy in `final/`."""
+    """Make the remaining steps, save the trained policy in `final/`, and film it into `video/` where that is asked for."""
     run.train()
     with run.deployed():
         run.policy.save(run.folder / "final")
+        if isinstance(run.config, ControlConfig) and run.config.video:
+            film_run(run.config, run.policy, run.folder / "video")
     return run
 
 

@@ -18,10 +18,11 @@ from rich.table import Table
 USAGE = """\
 unipo: policy optimization from any mix of data
 
-  unipo run METHOD TASK [--flags]        train; METHOD may be a sum, such as grpo+0.2*sft+0.1*dpo
+  unipo run METHOD TASK [--flags]        train; METHOD may be a sum, such as grpo+0.2*sft+0.1*dpo,
+                                         TASK a task, a dataset, or an environment such as CartPole-v1
   unipo resume RUN                       go on after a crash, a kill or Ctrl-C, exactly
   unipo compare M1,M2,... TASK --seeds K side by side: a table with intervals, and curves
-  unipo evaluate RUN                     held-out pass@1 and pass@k with intervals
+  unipo evaluate RUN                     held-out pass@1 and pass@k, or returns of episodes, with intervals
   unipo report RUN...                    one self-contained HTML page, and PNGs
   unipo methods [--family F] [--json]    the catalog: every work, its state, its evidence
   unipo show METHOD                      paper, equation, needs, defaults, claim, measured result
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Waiting threads that spin make small steps many times slower on a busy machine; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # videos are drawn without a screen
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
         import unipo
@@ -215,6 +217,11 @@ def _finished(made: Any) -> int:
                 highlight=False,
             )
     console.print(f"policy  {made.folder / 'final'}", highlight=False, soft_wrap=True)
+    if getattr(made.config, "record", ""):
+        told = f"{made.data.collector.recorder.recorded:,} episodes; unipo data check {made.config.record}"
+        console.print(f"data    {made.config.record}  ({told})", highlight=False, soft_wrap=True)
+    for path in sorted((made.folder / "video").glob("*.*")):
+        console.print(f"video   {path}", highlight=False, soft_wrap=True)
     page = write_report([made.folder], made.folder / "report.html")
     console.print(f"report  [bold]{page}[/]", highlight=False, soft_wrap=True)
     return 0
@@ -269,31 +276,48 @@ def _taken(flags: list[str], name: str, default: int) -> tuple[int, list[str]]:
 
 # ---- look ------------------------------------------------------------------------------------------------------------
 def evaluate(arguments: list[str]) -> int:
-    from unipo.training.revisit import evaluate_run
+    from unipo.training import ControlConfig
+    from unipo.training.revisit import as_json, config_of, evaluate_control, evaluate_run
 
     def parse(folder: Annotated[str, tyro.conf.Positional], prompts: int = 512, samples: int = 1, temperature: float = 1.0,
-              json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:  # fmt: skip
-        """Held-out pass@1 and pass@k of a finished or unfinished run.
+              episodes: int = 100, json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:  # fmt: skip
+        """Measure what a finished run trained: held-out pass@1 and pass@k, or the return of whole episodes.
 
         Args:
             folder: The run directory.
-            prompts: Held-out prompts.
-            samples: Completions per prompt; k of pass@k goes up to it.
-            temperature: Of sampling (0: greedy).
+            prompts: Text: held-out prompts.
+            samples: Text: completions per prompt; k of pass@k goes up to it.
+            temperature: Text: of sampling (0: greedy).
+            episodes: Environments: episodes, with the mode of the policy.
             json_output: Print JSON.
         """
-        found = evaluate_run(folder, prompts, samples, temperature)
-        if json_output:
-            print(json.dumps(found.metrics() | {"prompts": found.prompts, "samples": found.samples}))
-            return 0
-        kind = "Wilson" if samples == 1 else "Student's t over prompts"
-        console.print(f"pass@1 [bold]{found.accuracy:.1%}[/]  95 % interval {found.low:.1%} to {found.high:.1%} "
-                      f"({kind}; {found.prompts} prompts x {found.samples})", highlight=False, soft_wrap=True)  # fmt: skip
-        for k, value in found.pass_k.items():
-            console.print(f"pass@{k} [bold]{value:.1%}[/]", highlight=False, soft_wrap=True)
+        in_environment = isinstance(config_of(folder), ControlConfig)
+        found = (
+            evaluate_control(folder, episodes)
+            if in_environment
+            else evaluate_run(folder, prompts, samples, temperature)
+        )
+        print(json.dumps(as_json(found))) if json_output else _measured(found)
         return 0
 
     return int(tyro.cli(parse, prog="unipo evaluate", args=arguments))
+
+
+def _measured(found: Any) -> None:
+    """An evaluation in words."""
+    m = found.metrics()
+    if "return" in m:
+        how = (
+            f"Student's t; {len(found.returns)} episodes of {m['length']:,.1f} steps on average, with the policy's mode"
+        )
+        shown = f"95 % interval {m['return_low']:,.1f} to {m['return_high']:,.1f} ({how})"
+        console.print(f"return [bold]{m['return']:,.1f}[/]  {shown}", highlight=False, soft_wrap=True)
+        return
+    kind = "Wilson" if found.samples == 1 else "Student's t over prompts"
+    console.print(f"pass@1 [bold]{found.accuracy:.1%}[/]  95 % interval {found.low:.1%} to {found.high:.1%} "
+                  f"({kind}; {found.prompts} prompts x {found.samples})", highlight=False, soft_wrap=True)  # fmt: skip
+    for k, value in found.pass_k.items():
+        console.print(f"pass@{k} [bold]{value:.1%}[/]", highlight=False, soft_wrap=True)
 
 
 def report(arguments: list[str]) -> int:

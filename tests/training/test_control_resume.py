@@ -69,9 +69,10 @@ def killed_at_update(monkeypatch: pytest.MonkeyPatch, run: Run, number: int) -> 
             raise Killed
         return update(self, *args)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(Learner, "update", until)
-        run.train()
+        with pytest.raises(Killed):
+            run.train()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unipo.critics.action_value import DiscreteQ
 from unipo.episodes import Episodes
+from unipo.policies.networks import Normaliser
 
 
 class GreedyPolicy(nn.Module):
@@ -51,6 +53,21 @@ class GreedyPolicy(nn.Module):
         """Write `config.json` and `model.safetensors` of the critic into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        described = {"greedy": True, "actions": self.actions, **self.critic.config}
+        clip = None if self.critic.normaliser is None else self.critic.normaliser.clip
+        described = {"greedy": self.critic.config, "normaliser_clip": clip}
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         save_file({k: v.contiguous() for k, v in self.critic.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_greedy_policy(folder: str | Path) -> GreedyPolicy:
+    """The policy that `GreedyPolicy.save` wrote into `folder`; ValueError where there is none."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    described: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if "greedy" not in described:
+        raise ValueError(f"{folder} holds no greedy policy: expected what GreedyPolicy.save writes")
+    config, clip = described["greedy"], described["normaliser_clip"]
+    normaliser = None if clip is None else Normaliser(config["observation_size"], clip)
+    critic = DiscreteQ(**config, normaliser=normaliser)
+    critic.load_state_dict(load_file(folder / "model.safetensors"))
+    return GreedyPolicy(critic, config["actions"])

@@ -58,19 +58,40 @@ def evaluate(act: Act, make: Make, episodes: int, seed: int, copies: int = 8, no
     return Evaluation(returns[:rounds][done], lengths[:rounds][done])
 
 
+def filmable(make: Make) -> None:
+    """Raises TaskEnvironmentError, with the remedy, where `film` could not draw or write: so that no training is in vain."""
+    if find_spec("moviepy") is None and find_spec("imageio") is None:
+        raise TaskEnvironmentError('a video needs moviepy (MP4) or imageio (GIF): pip install "unipo[video]"')
+    try:
+        env = make(render_mode="rgb_array")
+        env.reset(seed=0)
+        drawn: Any = env.render() if "rgb_array" in env.metadata.get("render_modes", []) else None
+        env.close()
+    except gym.error.DependencyNotInstalled as error:
+        raise TaskEnvironmentError(f'the environment cannot be drawn: {error}; pip install "unipo[video]"') from error
+    except TaskEnvironmentError:
+        raise
+    except Exception as error:
+        raise TaskEnvironmentError(
+            f"the environment cannot be filmed ({type(error).__name__}: {error}): expected a render_mode 'rgb_array'. MuJoCo "
+            "without a screen needs MUJOCO_GL=egl or MUJOCO_GL=osmesa and that library; or leave out --video"
+        ) from error
+    if np.ndim(drawn) != 3:
+        raise TaskEnvironmentError(
+            f"{env} cannot be filmed: it has no render mode 'rgb_array' that draws [height, width, 3]"
+        )
+
+
 def film(act: Act, make: Make, folder: Path, seed: int, episodes: int = 1, noise_size: int = 0) -> list[Path]:
     """Videos of `episodes` episodes in `folder`: MP4 by Gymnasium's own wrapper where moviepy is installed, else GIF.
 
     Raises TaskEnvironmentError for an environment that cannot draw itself, and where neither package is installed.
     """
+    filmable(make)
     folder.mkdir(parents=True, exist_ok=True)
 
     def recording() -> gym.Env[Any, Any]:
         env = make(render_mode="rgb_array")
-        if "rgb_array" not in env.metadata.get("render_modes", []):
-            raise TaskEnvironmentError(f"{env} cannot be filmed: it has no render mode 'rgb_array'")
-        if find_spec("moviepy") is None and find_spec("imageio") is None:
-            raise TaskEnvironmentError('a video needs moviepy (MP4) or imageio (GIF): pip install "unipo[video]"')
         if find_spec("moviepy") is not None:
             return RecordVideo(env, str(folder), episode_trigger=lambda number: number < episodes, name_prefix="video")
         return GifRecorder(env, folder)

@@ -141,8 +141,9 @@ def _vectors(env: gym.Env[Any, Any]) -> spaces.Box:
     """The space of what is recorded as observations."""
     size = ObservationSpec.of(env.observation_space).size
     box = env.observation_space
-    plain = isinstance(box, spaces.Box) and box.dtype == np.float32 and box.shape == (size,)
-    return box if plain else spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    if isinstance(box, spaces.Box) and box.dtype == np.float32 and box.shape == (size,):
+        return box
+    return spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
 def _new(folder: Path, env: gym.Env[Any, Any], algorithm: str) -> MinariStorage:

@@ -51,7 +51,7 @@ from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Collector
 from unipo.sources.dispatch import SIMULATORS, Simulators, shifts
 from unipo.sources.environments import ActionSpec, Environments, make_environment
-from unipo.sources.evaluation import evaluate
+from unipo.sources.evaluation import evaluate, filmable
 from unipo.sources.reward_scaling import RewardScaler
 from unipo.sources.spec import ActionNoise, ControlSpec
 from unipo.sources.transitions import Prioritised, TransitionReplay
@@ -73,6 +73,8 @@ ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
         size, spec.explore.std if isinstance(spec.explore, ActionNoise) else 0.0
     ),
 }
+EVALUATION = 1_000_003
+"""Added to a run's seed where its policy is evaluated."""
 BACKUPS: dict[str, Callable[[Players, ControlSpec], Any]] = {
     "soft": lambda p, _: (ExpectedBackup if isinstance(p.critic, DiscreteQ) else SoftBackup)(p.policy, p.slow_critic),
     "component": lambda p, _: ComponentBackup(p.policy, p.slow_critic),
@@ -109,6 +111,8 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
+    if config.video:
+        filmable(maker(config))
     environments = environments_of(config, spec)
     size, actions = environments.observation_spec.size, environments.action_spec
     sized = tuple(c.sized(actions.size, actions.kind != "box").lasting(config.steps) for c in recipe.controllers)
@@ -298,7 +302,7 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
 
 def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:
     """(return, length) of episodes with the policy's mode, in environments of their own; the same for every evaluation."""
-    seed = config.seed + 1_000_003
+    seed = config.seed + EVALUATION
 
     def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return policy.act(observation, noise, deterministic=True)

@@ -85,6 +85,10 @@ class BaseConfig:
         """Whether the run saves itself after `step` (1-based)."""
         raise TypeError(f"{type(self).__name__} does not say when it saves")
 
+    def dry(self, out: str) -> Self:
+        """The same, in another place, and without anything that is written beside what the run needs: for a look at it."""
+        return dataclasses.replace(self, out=out, tensorboard=False, wandb="")
+
     @property
     def folder(self) -> Path:
         name = f"{self.method}-{Path(self.task).stem or self.task}-s{self.seed}"
@@ -222,6 +226,9 @@ class RunConfig(BaseConfig):
             "eval_samples": (self.eval_samples >= 1, "at least 1"),
         }
 
+    def dry(self, out: str) -> RunConfig:
+        return dataclasses.replace(super(RunConfig, self).dry(out), save_episodes=False)
+
     def evaluation_due(self, step: int) -> bool:
         return step == self.steps or (self.eval_every > 0 and step % self.eval_every == 0)
 
@@ -318,6 +325,12 @@ class ControlConfig(BaseConfig):
             "eval_episodes": (self.eval_episodes >= 1, "at least 1"),
             "checkpoints": (self.checkpoints >= 1, "at least 1"),
         }
+
+    def dry(self, out: str) -> ControlConfig:
+        """Off-policy training starts as soon as it can."""
+        least = min(self.learning_starts, max(1, self.batch_size))
+        plain = super(ControlConfig, self).dry(out)
+        return dataclasses.replace(plain, record="", video=False, learning_starts=least)
 
     def evaluation_due(self, step: int) -> bool:
         return bool(self.evaluations) and self._reached(step, self.evaluations)

@@ -114,7 +114,7 @@ class EnvironmentData:
     def _drawn(self, step: int) -> Iterator[Episodes]:
         """Offline: as many batches as the step would have environment steps."""
         assert self.replay is not None
-        for i in range(self.config.rollout * self.config.updates // self.config.train_every):
+        for i in range(self.batches_per_step):
             yield self.replay.sample(self.config.batch_size, step, i)
 
     def _remembered(
@@ -145,6 +145,12 @@ class EnvironmentData:
             steps = max(1, min(self.config.rollout, WARM_UP // self.config.num_envs))
             drawn = self._collected(self.collector, steps, self.collector.random_act, 0)
             self.normaliser.update(drawn["observation"])
+
+    @property
+    def batches_per_step(self) -> int:
+        if self.replay is None:
+            return 1
+        return self.config.rollout * self.config.updates // self.config.train_every
 
     def minibatches(self, batch: Episodes, asked: int) -> int:
         if self.replay is not None or not self.config.batch_size:
@@ -236,7 +242,7 @@ class EnvironmentData:
     def describe(self) -> Iterator[str]:
         c = self.config
         if self.collector is None:
-            yield f"{c.rollout * c.updates // c.train_every} batches of {c.batch_size} recorded transitions"
+            yield f"{self.batches_per_step} batches of {c.batch_size} recorded transitions"
             return
         yield f"{c.rollout} steps of {c.num_envs} environment(s) = {c.rollout * c.num_envs} steps of the policy"
         if self.replay is not None:

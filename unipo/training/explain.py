@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,29 +14,35 @@ from unipo.learner.learner import Update
 from unipo.learner.ledger import ledger, summary
 from unipo.recipe import Recipe
 from unipo.training.build import build_run
-from unipo.training.config import RunConfig
+from unipo.training.config import BaseConfig, ControlConfig
 from unipo.training.loop import Run
 
+SAID = {"target": "a slow copy of the critic", "next": "a backup of what comes next"}
+"""What annotators are, where their name does not say it."""
 
-def explain_run(config: RunConfig, recipe: Recipe) -> Iterator[RenderableType]:
+
+def explain_run(config: BaseConfig, recipe: Recipe) -> Iterator[RenderableType]:
     """Draw one real batch, compute its coefficients and gradient without an update, and say what was found."""
     with tempfile.TemporaryDirectory() as folder:
         quiet = Console(quiet=True)
-        run = build_run(dataclasses.replace(config, out=folder, save_episodes=False), recipe, quiet)
+        run = build_run(config.dry(folder), recipe, quiet)
         yield from _plan(config, run)
         yield from _batch(run)
+        run.data.close()
 
 
-def _plan(config: RunConfig, run: Run) -> Iterator[str]:
+def _plan(config: BaseConfig, run: Run) -> Iterator[str]:
     needs, recipe = run.recipe.needs, run.recipe
     yield f"[bold]{config.method}[/] on [bold]{config.task}[/]"
     yield f"  needs    columns {', '.join(sorted(needs.columns))}; signals {', '.join(sorted(needs.signals))}"
-    policies = ", ".join(["the policy", *(f"a frozen {name}" for name in run.annotators if name != "old")])
+    policies = ", ".join(
+        ["the policy", *(SAID.get(name, f"a frozen {name}") for name in run.annotators if name != "old")]
+    )
     yield f"  computes {policies}; {'one pass' if recipe.objective.linear else 'two passes where the batch is split'}"
-    yield f"  a step   {', '.join(run.data.describe())}; {recipe.epochs * recipe.minibatches} optimiser update(s)"
+    yield f"  a step   {', '.join(run.data.describe())}"
     size = sum(p.numel() for p in run.learner.parameters())
     optimiser = 4 * 4 * size / 1e6
-    yield f"  memory   {size:,} trained parameters: about {optimiser:,.0f} MB of weights, gradients and optimiser state"
+    yield f"  memory   {size:,} trained parameters: about {optimiser:,.1f} MB of weights, gradients and optimiser state"
 
 
 def _batch(run: Run) -> Iterator[RenderableType]:
@@ -49,17 +54,23 @@ def _batch(run: Run) -> Iterator[RenderableType]:
     begun = time.perf_counter()
     update = run.learner.gradient(batch, objective)
     learned = (time.perf_counter() - begun) * run.recipe.epochs
-    table = Table("term", "weight", "rows it can use", "tokens", "tokens with gradient", title="one real batch")
+    updates = run.recipe.epochs * run.data.minibatches(batch, run.recipe.minibatches) + (run.policy_step is not None)
+    unit = "steps" if isinstance(run.config, ControlConfig) else "tokens"
+    table = Table("term", "weight", "rows it can use", unit, f"{unit} with gradient", title="one real batch")
     for (_, term), share in zip(objective.terms(), update.coefficients.terms, strict=True):
         rows = term.rows(batch)
         live = torch.stack([g != 0 for g in share.gradient.values()]).any(0)
         cells = (str(int(rows.sum())), str(int(batch.lengths()[rows].sum())), str(int(live.sum())))
         table.add_row(term.title, f"{share.coefficient:g}", *cells)
     yield table
-    yield _sources(update)
+    if "source" in batch:
+        yield _sources(update)
     found = summary(update)
-    yield f"  step time about {sampled + learned:.2f} s ({sampled:.2f} s sampling, {learned:.2f} s learning)"
-    yield f"  {run.config.steps} steps: about {run.config.steps * (sampled + learned) / 60:.1f} min; loss now {found['loss']:.4f}"
+    n = run.data.batches_per_step
+    yield f"  {n * updates:,} optimiser update(s) a step" + (f", {updates} a batch" if n > 1 else "")
+    yield f"  step time about {n * (sampled + learned):.2f} s ({n * sampled:.2f} s sampling, {n * learned:.2f} s learning)"
+    minutes = run.config.steps * n * (sampled + learned) / 60
+    yield f"  {run.config.steps} steps: about {minutes:.1f} min; loss now {found['loss']:.4f}"
 
 
 def _sources(update: Update) -> Table:

@@ -72,6 +72,10 @@ class Data(Protocol):
     def batches(self, step: int, version: int) -> Iterator[Episodes]:
         """The batches of a step, one after the other; each is trained on before the next is drawn."""
 
+    @property
+    def batches_per_step(self) -> int:
+        """How many batches a step has, once training has begun."""
+
     def minibatches(self, batch: Episodes, asked: int) -> int:
         """Into how many minibatches a batch is divided, `asked` by the recipe."""
 

@@ -57,7 +57,7 @@ def recorder(config: ControlConfig, make: Callable[[], gym.Env[Any, Any]]) -> Mi
 
 def run_name(config: ControlConfig) -> str:
     """A name for what the run collects: runs of the same settings collect the same, wherever they are."""
-    free = ("out", "record", "video", "keep_checkpoints", "checkpoints", "tensorboard", "wandb")
+    free = ("out", "record", "video", "keep_checkpoints", "checkpoints", "memory_mapped", "tensorboard", "wandb")
     settings = {n: getattr(config, n) for n in ControlConfig.__dataclass_fields__ if n not in free}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return f"{config.method}-{config.task}-s{config.seed}-{digest[:8]}"

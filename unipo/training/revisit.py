@@ -1,29 +1,143 @@
-"""Coming back to a run: evaluate what it trained."""
+"""Coming back to a run: load what it trained, evaluate it, film it, let it act."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from unipo.policies import load_policy
+import torch
+from torch import Tensor
+
+from unipo.critics.greedy import load_greedy_policy
+from unipo.policies import load_control_policy, load_policy, load_recurrent_policy
 from unipo.sources.sampler import Sampler, SamplerSettings
+from unipo.statistics import mean_interval
 from unipo.training.build_text import load_problems, scorer
-from unipo.training.config import ConfigError, RunConfig
+from unipo.training.config import ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.evaluate import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+KINDS = {"distribution": load_control_policy, "greedy": load_greedy_policy, "recurrent": load_recurrent_policy}
+"""A key of config.json that only this kind of policy has -> how it is loaded. Anything else is a language model."""
+
+
+def load_trained(folder: str | Path) -> Any:
+    """The policy that a run of any kind saved: `folder` is the run or its `final/`. Raises ModelError or ConfigError."""
+    folder = Path(folder)
+    final = folder / "final" if (folder / "config.yaml").exists() else folder
+    if final != folder and not (final / "config.json").exists():
+        raise ConfigError(f"{folder} has no trained policy yet: finish it with `unipo resume {folder}`")
+    described = json.loads((final / "config.json").read_text()) if (final / "config.json").exists() else {}
+    kind = next((key for key in KINDS if key in described), None)
+    return load_policy(str(final)) if kind is None else KINDS[kind](final)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A trained policy in the units of an environment: an observation as it comes in, the action to take out."""
+
+    policy: Any
+    observation_space: Any
+    actions: Any
+
+    def __call__(self, observation: Any) -> Any:
+        """The policy's mode, which is what evaluations take."""
+        from gymnasium.spaces import flatten
+
+        vector = torch.from_numpy(flatten(self.observation_space, observation)).float()[None]
+        action = mode(self.policy)(vector, torch.zeros(1, 0))[0]
+        return self.actions.native(action.numpy())[0]
+
+
+def load_actor(folder: str | Path, env: gym.Env[Any, Any]) -> Actor:
+    """What `load_trained` finds, ready to act in `env`. Raises ConfigError for a policy of other observations or actions."""
+    from unipo.sources.spaces import ActionSpec, ObservationSpec
+
+    policy = load_trained(folder)
+    wanted, found = ObservationSpec.of(env.observation_space).size, getattr(policy, "observation_size", None)
+    if found != wanted:
+        raise ConfigError(
+            f"the policy in {folder} expects {found} numbers as observation; this environment has {wanted}"
+        )
+    return Actor(policy, env.observation_space, ActionSpec.of(env.action_space))
+
+
+def mode(policy: Any) -> Any:
+    """(observation [n, d], noise) -> (action [n, ...], log-prob [n]) with the policy's mode, whatever the noise."""
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return policy.act(observation, noise, deterministic=True)
+
+    return act
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+def config_of(folder: str | Path) -> RunConfig | ControlConfig:
+    """The configuration of a run. Raises ConfigError where there is none."""
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{folder} is not a run: it has no config.yaml")
+    return read_config(path.read_text())
 
 
 def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: float) -> Evaluation:
     """Sample held-out prompts with the policy in `folder/final`. Raises ConfigError when there is none yet."""
-    folder = Path(folder)
-    if not (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} is not a run: it has no config.yaml")
-    if not (folder / "final" / "config.json").exists():
-        raise ConfigError(f"{folder} has no trained policy yet: finish it with `unipo resume {folder}`")
-    config = dataclasses.replace(RunConfig.from_yaml((folder / "config.yaml").read_text()), eval_prompts=prompts)
+    found, policy = config_of(folder), load_trained(folder)
+    assert isinstance(found, RunConfig)
+    config = dataclasses.replace(found, eval_prompts=prompts)
     problems = load_problems(config)
     if not problems.held_out:
         raise ConfigError(f"{config.task} has no held-out prompts: give the run a --held-out dataset")
-    policy = load_policy(str(folder / "final"), config.dtype)
     settings = SamplerSettings(temperature=temperature, max_tokens=problems.max_tokens, stop=config.stop)
     sampler = Sampler(policy.model, policy.tokenizer, settings)
     return evaluate(problems.held_out, sampler, policy.tokenizer, scorer(problems.reward), config.seed, samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Returns:
+    """What whole episodes paid, and how long they were, in the order of the episodes."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Mean return with its 95 % interval (Student's t over episodes), and mean length."""
+        mean, low, high = mean_interval(self.returns)
+        length = sum(self.lengths) / len(self.lengths)
+        return {"return": mean, "return_low": low, "return_high": high, "length": length}
+
+
+def evaluate_control(folder: str | Path, episodes: int) -> Returns:
+    """Whole episodes with the mode of the policy in `folder/final`; the first are those of the run's own evaluations.
+
+    Raises ConfigError where nothing is trained yet, TaskEnvironmentError and EnvironmentFailure.
+    """
+    from unipo.training.build_control import run_episodes
+
+    config, policy = config_of(folder), load_trained(folder)
+    assert isinstance(config, ControlConfig)
+    if episodes < 1:
+        raise ConfigError(f"--episodes is {episodes}: expected at least 1")
+    found = run_episodes(config, policy, episodes)
+    return Returns(tuple(float(r) for r, _ in found), tuple(int(n) for _, n in found))
+
+
+def film_run(config: ControlConfig, policy: Any, folder: Path) -> list[Path]:
+    """One episode of the policy's mode as a video in `folder`, the first of the evaluation's. Raises TaskEnvironmentError."""
+    from unipo.sources.evaluation import film
+    from unipo.training.build_control import EVALUATION, maker
+
+    return film(mode(policy), maker(config), folder, config.seed + EVALUATION)
+
+
+def as_json(found: Evaluation | Returns) -> Mapping[str, Any]:
+    """What `unipo evaluate --json` prints."""
+    if isinstance(found, Returns):
+        return {**found.metrics(), "episodes": len(found.returns), "returns": list(found.returns)}
+    return {**found.metrics(), "prompts": found.prompts, "samples": found.samples}

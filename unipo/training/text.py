@@ -51,6 +51,10 @@ class TextData:
     def batches(self, step: int, version: int) -> Iterator[Episodes]:
         yield self.mixer.draw(step, version)
 
+    @property
+    def batches_per_step(self) -> int:
+        return 1
+
     def minibatches(self, batch: Episodes, asked: int) -> int:
         return asked
 
