@@ -46,7 +46,7 @@ from unipo.objectives import (
     Whitened,
 )
 from unipo.recipe import Recipe
-from unipo.sources.controllers import Doubling
+from unipo.sources.controllers import Controller, Doubling
 from unipo.sources.spec import ControlSpec
 
 HALVES = ("post_observation", "reward_decision", "reward_outcome")
@@ -99,13 +99,13 @@ def pdppo_q(*, clip: float = 0.2, gamma: float = 0.99, lam: float = 0.95, entrop
 # ---- fleets ----------------------------------------------------------------------------------------------------------
 def _fleet(gradient: Objective, gamma: float, kl: float, limit: float, entropy: float, epochs: int) -> Recipe:
     """With the KL to the best policy so far, whose coefficient rises, and an entropy bonus."""
-    objective, controllers = gradient, ()
+    objective, controllers = gradient, list[Controller]()
     if kl:
         objective = objective + Knob("best_kl", kl, scale=-1.0) * Bonus(signal="reverse_kl:reference", name="best")
-        controllers = (Doubling(knob="best_kl", value=kl, limit=limit),)
+        controllers.append(Doubling(knob="best_kl", value=kl, limit=limit))
     objective = objective + entropy * Bonus() if entropy else objective
     control = ControlSpec(gamma=gamma, keep_best=bool(kl), settings=FLEET)
-    return Recipe(objective=objective, control=control, controllers=controllers, epochs=epochs)
+    return Recipe(objective=objective, control=control, controllers=tuple(controllers), epochs=epochs)
 
 
 def ospo(*, clip: float = 0.2, widen: float = 1.4, kl: float = 0.5, limit: float = 0.01, entropy: float = 0.05,
