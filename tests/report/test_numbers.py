@@ -13,8 +13,8 @@ from rich.console import Console
 from tests.report.synthetic import make_run, write_metrics
 from unipo.report import comparison_table
 from unipo.report.groups import group, standings
-from unipo.report.ledger import in_words, quantities, shares_of
 from unipo.report.kinds import TEXT
+from unipo.report.ledger import in_words, quantities, shares_of
 from unipo.report.panels import run_lines, seeds_line
 from unipo.report.plots import MOST_POINTS, colors_of, smooth, thin
 from unipo.report.runs import RunData, read_run

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from unipo.report.commands import command, full_command
 from unipo.report.groups import Group, Standing, group, standings
@@ -72,16 +73,17 @@ def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
 def _run_page(run: RunData) -> dict[str, Any]:
     axes = [(axis, shares_of(run, axis)) for axis in AXES]
     sources = quantities(run, "source") or quantities(run, "term")
-    kind = run.kind
+    kind, made = run.kind, run.metrics["step"][-1]
     main = ((kind.measure.curve, PALETTE[2]), (kind.reward, PALETTE[0]))
     return {
         "title": f"{run.setting('method')} on {run.setting('task')}",
-        "subtitle": "" if run.finished else f"not finished: {run.metrics['step'][-1]:.0f} of {kind.planned(run.config)} steps",
+        "subtitle": "" if run.finished else f"not finished: {made:.0f} of {kind.planned(run.config)} {kind.words.step}s",
         "facts": _facts(run), "command": command(run.config), "numbers": _numbers(run), "words_of": kind.words,
         "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in main], kind, "main", 5.6, 2.7),
         "curves": _curve_cards([(c, run_lines(run, c)) for c in kind.curves] + _knobs(run), kind, "curve"),
         "ledger": _ledger_cards([(axis, s) for axis, s in axes if s is not None], kind),
-        "words": in_words(run), "sources": _source_rows(run, sources), "video": _video(run),
+        "words": in_words(run), "sources": _source_rows(run, sources), "columns": _source_columns(run, sources),
+        "video": _video(run),
         "pairs": _before_after(run), "early": _samples(run, 0), "late": _samples(run, -1),
         "events": [dict(e) for e in run.events], "config": _settings(run.config), "full_command": full_command(run.config),
     }  # fmt: skip
@@ -98,7 +100,11 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     found = [
         (words, run.setting(name)) for words, name in run.kind.words.facts if run.config.get(name) not in (None, "")
     ]
-    return [*found, ("steps", f"{run.metrics['step'][-1]:.0f}"), ("time", duration(run.last("seconds")))]
+    return [
+        *found,
+        (f"{run.kind.words.step}s", f"{run.metrics['step'][-1]:.0f}"),
+        ("time", duration(run.last("seconds"))),
+    ]
 
 
 def _numbers(run: RunData) -> list[dict[str, Any]]:
@@ -109,7 +115,7 @@ def _numbers(run: RunData) -> list[dict[str, Any]]:
     before, after = run.first(column), run.last(column)
     if math.isfinite(after):
         interval = measure.span(run.last(f"{column}_low"), run.last(f"{column}_high"))
-        note = f"95 % interval {interval}" if interval != "–" else "no interval was recorded"
+        note = f"95 % interval {interval}, over {measure.over}" if interval != "–" else "no interval was recorded"
         found.append({"label": measure.curve.title, "value": measure.value(after), "note": note, "wide": True,
                       "before": measure.value(before) if run.measured(column)[1].size > 1 else ""})  # fmt: skip
     reward = run.measured("reward")[1]
@@ -146,6 +152,16 @@ def _knobs(run: RunData) -> list[tuple[Curve, list[Line]]]:
     return [(c, run_lines(run, c, PALETTE[3])) for c in curves]
 
 
+def _source_columns(run: RunData, rows: list[dict[str, float | str]]) -> list[tuple[str, str]]:
+    """(heading, quantity) of the columns of the ledger's table in which anything is known."""
+    unit = run.kind.words.unit
+    headings = {
+        "gradient_share": "gradient share", "token_share": f"share of {unit}s", "rows": "rows", "tokens": f"{unit}s",
+        "ess": "effective sample size", "clipped_share": "clipped", "kl": "KL to sampler",
+    }  # fmt: skip
+    return [(said, name) for name, said in headings.items() if any(math.isfinite(float(r[name])) for r in rows)]
+
+
 def _source_rows(run: RunData, rows: list[dict[str, float | str]]) -> list[dict[str, str]]:
     """The compact table of the ledger, as text; `width` is the share as a CSS length."""
     axis = "source" if quantities(run, "source") else "term"
@@ -155,9 +171,9 @@ def _source_rows(run: RunData, rows: list[dict[str, float | str]]) -> list[dict[
         {
             "name": readable(str(r["name"])), "color": color.get(str(r["name"]), PALETTE[0]),
             "rows": amount(float(r["rows"])), "tokens": amount(float(r["tokens"])),
-            "token_share": percent(float(r["token_share"]), 0), "share": percent(float(r["gradient_share"])),
+            "token_share": percent(float(r["token_share"]), 0), "gradient_share": percent(float(r["gradient_share"])),
             "width": _css_width(float(r["gradient_share"])),
-            "ess": percent(float(r["ess"]), 0), "clipped": percent(float(r["clipped_share"])),
+            "ess": percent(float(r["ess"]), 0), "clipped_share": percent(float(r["clipped_share"])),
             "kl": _small(float(r["kl"])),
         }
         for r in rows
@@ -166,7 +182,7 @@ def _source_rows(run: RunData, rows: list[dict[str, float | str]]) -> list[dict[
 
 def _before_after(run: RunData) -> list[tuple[Row, Row]]:
     """Held-out prompts with their completion at the first and at the last evaluation, where both were kept."""
-    held = [_shown(s, run.kind) for s in run.samples if s.get("source") == "held_out"]
+    held = [_shown(s, run) for s in run.samples if s.get("source") == "held_out"]
     steps = sorted({s["step"] for s in held})
     if len(steps) < 2:
         return []
@@ -177,7 +193,7 @@ def _before_after(run: RunData) -> list[tuple[Row, Row]]:
 
 def _samples(run: RunData, which: int) -> list[Row]:
     """What was trained on at the first (0) or last (-1) step with samples: sources in turn."""
-    trained = [_shown(s, run.kind) for s in run.samples if s.get("source") not in ("held_out", *run.kind.words.unshown)]
+    trained = [_shown(s, run) for s in run.samples if s.get("source") not in ("held_out", *run.kind.words.unshown)]
     if not trained:
         return []
     step = sorted({s["step"] for s in trained})[which]
@@ -189,15 +205,17 @@ def _samples(run: RunData, which: int) -> list[Row]:
     return [s for turn in turns for s in turn if s is not None][:MOST_SAMPLES]
 
 
-def _shown(sample: Row, kind: Kind) -> dict[str, Any]:
+def _shown(sample: Row, run: RunData) -> dict[str, Any]:
     """A sample as the page needs it, whatever fields it came with."""
     reward = sample.get("reward")
     known = isinstance(reward, int | float) and math.isfinite(reward)
+    kind, step = run.kind, int(sample.get("step") or 0)
+    place = float(np.interp(step, run.metrics["step"], run.axis))
     return {
-        "step": int(sample.get("step") or 0), "prompt": str(sample.get("prompt", "")),
+        "step": step, "at": kind.words.at.format(amount(place)), "prompt": str(sample.get("prompt", "")),
         "completion": str(sample.get("completion", "")), "source": str(sample.get("source") or "unknown"),
-        "reward": number(float(reward or 0)) if known else "", "truncated": bool(sample.get("truncated")),
-        "mood": "" if not known or not kind.measure.curve.percent else "good" if float(reward or 0) > 0.5 else "bad",
+        "reward": number(float(reward or 0)) if known else "", "cut": kind.words.cut if sample.get("truncated") else "",
+        "mood": "" if not known or kind.measure.scored else "good" if float(reward or 0) > 0.5 else "bad",
     }  # fmt: skip
 
 

@@ -42,14 +42,19 @@ class Measure:
 class Words:
     """What the page calls things.
 
-    unit: what the policy acts; reward: what an episode earns; work: what is counted, `details`: {column: words} of it.
-    pairs, trained_on: headings of the samples; facts: (words, setting) under the title.
-    unshown: sources of samples that say nothing to a reader.
+    unit: what the policy acts. step: a step of the loop. at: "... {} ..." with a place on the axis.
+    work: what is counted, with `details`, (column, words) of it. facts: (words, setting) under the title.
+    reward: what an episode earns. cut: a badge for a sample that was cut, "" for none. pairs, trained_on: headings of the
+    samples. layout: of a sample, a CSS class. unshown: sources of samples that say nothing to a reader.
     """
 
     unit: str
-    reward: str
+    step: str
+    at: str
     work: str
+    reward: str
+    cut: str
+    layout: str
     pairs: str
     trained_on: str
     details: tuple[tuple[str, str], ...]
@@ -134,7 +139,8 @@ TEXT = Kind(
     ),
     aggregate=MEANS,
     words=Words(
-        unit="token", reward="reward", work="tokens", pairs="The same held-out prompts, before and after",
+        unit="token", step="step", at="step {}", work="tokens", reward="reward", cut="truncated", layout="blocks",
+        pairs="The same held-out prompts, before and after",
         trained_on="What it was trained on, early and late",
         details=(("tokens_sampled", "sampled"), ("tokens_trained", "trained")),
         facts=(("model", "model"), ("seed", "seed"), ("reward", "reward")),
@@ -156,7 +162,8 @@ CONTROL = Kind(
     ),
     aggregate=INTERQUARTILE,
     words=Words(
-        unit="step", reward="return", work="environment steps", pairs="The same evaluation episodes, before and after",
+        unit="step", step="rollout", at="after {} environment steps", work="environment steps", reward="return", cut="",
+        layout="rows", pairs="The same evaluation episodes, before and after",
         trained_on="Episodes it was trained on, early and late",
         details=(("tokens_trained", "trained on, with repetition"),),
         facts=(("seed", "seed"), ("environments", "num_envs")), unshown=("replay",),
@@ -167,7 +174,8 @@ CONTROL = Kind(
 RECORDED = replace(
     CONTROL,
     curves=(*CONTROL.curves[:-1], replace(CONTROL.curves[-1], title="Transitions per second", note="trained on")),
-    words=replace(CONTROL.words, work="transitions", details=(), facts=(("seed", "seed"), ("data", "dataset"))),
+    words=replace(CONTROL.words, step="step", at="step {}", work="transitions", details=(),
+                  facts=(("seed", "seed"), ("data", "dataset"))),
     axis="step", axis_title="step", work=("tokens_trained",),
 )  # fmt: skip
 """Trained on recorded data alone: nothing is acted, so there are no environment steps to draw along."""

@@ -170,7 +170,7 @@ def _steps_axis(ax: Axes, along: str) -> None:
     if ax.get_xlim()[1] >= WIDE:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.margins(x=0.02)
-    ax.set_xlabel(along, loc="right", fontsize=8, labelpad=0)
+    ax.set_xlabel(along, loc="right", fontsize=8, labelpad=1.5)
 
 
 @contextmanager

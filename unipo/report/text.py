@@ -37,10 +37,10 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """A return or a reward: 0.783, 123.4, -1,204.6, 123,457."""
+    """A return or a reward: 0.783, 500, 123.4, -1,204.6, 123,457."""
     if not math.isfinite(value):
         return "–"
-    digits = 0 if abs(value) >= 1e4 else 1
+    digits = 0 if abs(value) >= 1e4 or value == int(value) else 1
     return f"{value:,.{digits}f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
