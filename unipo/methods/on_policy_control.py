@@ -211,27 +211,34 @@ def mdpo(*, variant: str = "on_policy", gamma: float = 0.99, step_size: float = 
     return variants[variant]()
 
 
-_TESTS = "tests/methods/test_on_policy_control.py::"
-_MOMENTUM = "tests/optimizers/test_momentum.py::"
+def _tests(place: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"tests/{place}.py::{name}" for name in names)
 
 
 def _baseline(slug: str, build: Callable[..., Recipe], title: str, paper: str, equation: str, *tests: str) -> Method:
     return Method(slug=slug, build=build, family="control", title=title, paper=paper, equation=equation,
-                  identity_tests=tuple(_TESTS + t for t in tests))  # fmt: skip
+                  identity_tests=tests)  # fmt: skip
 
 
+_EQUAL, _EXACT, _STEP = (
+    "methods/test_on_policy_control",
+    "methods/test_exact_policy_gradients",
+    "learner/test_policy_step",
+)
 METHODS = (
     _baseline("a2c", a2c, "Advantage actor-critic", "arXiv 1602.01783, alg. S3",
               "L = -TOK(A log pi) - entropy TOK(H) + value TOK((V - return)^2 / 2),  A = GAE",
-              "test_the_first_epoch_of_ppo_is_a2c", "test_the_expected_update_is_the_exact_policy_gradient",
-              "test_only_a_cut_episode_goes_on"),
+              *_tests(_EQUAL, "test_the_first_epoch_of_ppo_is_a2c"),
+              *_tests(_EXACT, "test_the_expected_update_is_the_exact_policy_gradient", "test_only_a_cut_episode_goes_on")),
     _baseline("trpo", trpo, "Trust region policy optimization", "arXiv 1502.05477, eq. 14",
               "max TOK(r A)  subject to  TOK(KL(pi_k || pi)) <= max_kl",
-              "test_a_trust_region_step_keeps_its_constraint", "test_the_surrogate_has_the_gradient_of_the_log_form",
-              "test_the_natural_gradient_of_an_enumerated_softmax"),
+              *_tests(_EQUAL, "test_a_trust_region_step_keeps_its_constraint",
+                      "test_the_surrogate_has_the_gradient_of_the_log_form",
+                      "test_the_natural_gradient_of_an_enumerated_softmax")),
     _baseline("npg", npg, "Natural policy gradient", "Kakade 2001; arXiv 1703.02660, eq. 5",
               "theta + sqrt(2 max_kl / g^T F^-1 g) F^-1 g",
-              "test_the_natural_gradient_of_an_enumerated_softmax", "test_npg_is_trpo_without_its_line_search"),
+              *_tests(_EQUAL, "test_the_natural_gradient_of_an_enumerated_softmax",
+                      "test_npg_is_trpo_without_its_line_search")),
     Method(slug="mdpo", build=mdpo, row=50, family="control", title="Mirror Descent Policy Optimization",
            paper="arXiv 2005.09814, eq. 10 and 14", equation="""
 on_policy    L = -TOK(r A) + 1/t_k TOK(KL(pi || pi_k)) + TOK((V - return)^2 / 2),  m steps on the whole batch
@@ -239,10 +246,13 @@ on_policy    L = -TOK(r A) + 1/t_k TOK(KL(pi || pi_k)) + TOK((V - return)^2 / 2)
 off_policy   L = TOK(c KL(pi || pi_k) + lam log pi_k(a) - min Q(s, a)),  a ~ pi;  critics as sac's""",
            claim="Several gradient steps on the mirror-descent surrogate do as well as TRPO and better than PPO without "
            "tricks, and better than a single step.",
-           identity_tests=tuple(_TESTS + t for t in (
-               "test_the_first_step_of_mdpo_is_the_policy_gradient", "test_mdpo_with_one_step_is_a2c",
-               "test_exact_mirror_descent_is_a_softmax_of_advantages", "test_the_step_size_of_mdpo_has_its_limits",
-               "test_the_divergence_of_mdpo_is_new_to_old"))),
+           identity_tests=(
+               *_tests(_EQUAL, "test_the_first_step_of_mdpo_is_the_policy_gradient", "test_mdpo_with_one_step_is_a2c",
+                       "test_exact_mirror_descent_is_a_softmax_of_advantages",
+                       "test_a_shift_of_the_advantages_changes_no_solution", "test_the_step_size_of_mdpo_has_its_limits",
+                       "test_the_divergence_of_mdpo_is_new_to_old"),
+               *_tests("methods/test_actor_critic", "test_mdpo_with_one_coefficient_is_sac",
+                       "test_mdpo_with_a_uniform_snapshot_is_sac_at_its_closeness", "test_the_exact_step_of_mdpo"))),
     Method(slug="npg-igt-harpg", build=npg_igt_harpg, row=170, family="theory",
            title="Stochastic Policy Gradient Methods: Improved Sample Complexity for Fisher-non-degenerate Policies",
            paper="arXiv 2302.01734, alg. 2 and 3", equation="""
@@ -251,9 +261,10 @@ n-pg-igt   v = 0, g at theta + (1 - eta_t)/eta_t (theta - theta_before);   n-har
 g = grad mean over episodes of sum_n (G_n - V_n) log pi_n""",
            claim="With one trajectory per iteration, implicit gradient transport and Hessian-aided momentum end nearer to the "
            "optimum than normalised momentum and stochastic gradient ascent.",
-           identity_tests=(*(_TESTS + t for t in (
-               "test_transport_samples_ahead_and_deploys_theta", "test_every_step_has_its_length",
-               "test_the_hessian_aided_step_is_that_of_its_formula")), *(_MOMENTUM + t for t in (
-               "test_transport_carries_the_exact_gradient_of_a_quadratic",
-               "test_the_expected_difference_over_q_is_the_change_of_the_gradient")))),
+           identity_tests=(
+               *_tests(_STEP, "test_transport_samples_ahead_and_deploys_theta", "test_every_step_has_its_length",
+                       "test_the_hessian_aided_step_is_that_of_its_formula"),
+               *_tests("optimizers/test_momentum", "test_transport_carries_the_exact_gradient_of_a_quadratic",
+                       "test_the_expected_difference_over_q_is_the_change_of_the_gradient"),
+               *_tests(_EXACT, "test_monte_carlo_returns_need_no_exact_baseline"))),
 )  # fmt: skip
