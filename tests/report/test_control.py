@@ -147,7 +147,7 @@ def test_one_seed_has_the_interval_over_its_episodes(tmp_path: Path) -> None:
     assert (row.interval, row.value) == ("1 seed x 10 episodes", pytest.approx(450))
     assert 441 <= row.low < 450 < row.high <= 459
     (row,) = standings(group([read_run(make_control_run(tmp_path / "b", seed=1, episodes=0))]))
-    assert row.interval == "episodes, 1 seed"
+    assert row.interval == "evaluation episodes, 1 seed"
     assert (row.low, row.high) == (kept.last("eval_return_low"), kept.last("eval_return_high"))
 
 
@@ -184,8 +184,8 @@ def test_page_of_a_run(tmp_path: Path) -> None:
     text = check(write_report([folder], folder / "report.html"))
     for expected in (
         "ppo on CartPole-v1", "--total-timesteps 10140", "442", "Training return", "Environment steps", "10.2k", "steps/s",
-        "102k trained on", "The same evaluation episodes, before and after", "Episodes it was trained on", "return 64",
-        "policy gradient", "value (critic)", "share of steps", "nats per action", "environment steps",
+        "102k trained on", "The same evaluation episodes, before and after", "Fragments of episodes", "reward 64",
+        "policy gradient", "value (critic)", "after 10.2k environment steps", "nats per action", "environment steps",
     ):  # fmt: skip
         assert expected in text, expected
     for foreign in ("token", "prompt", "completion", "accuracy", "not finished"):

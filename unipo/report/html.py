@@ -153,12 +153,14 @@ def _knobs(run: RunData) -> list[tuple[Curve, list[Line]]]:
 
 
 def _source_columns(run: RunData, rows: list[dict[str, float | str]]) -> list[tuple[str, str]]:
-    """(heading, quantity) of the columns of the ledger's table in which anything is known."""
+    """(heading, quantity): the columns of the ledger's table in which anything is known."""
     unit = run.kind.words.unit
     headings = {
         "gradient_share": "gradient share", "token_share": f"share of {unit}s", "rows": "rows", "tokens": f"{unit}s",
         "ess": "effective sample size", "clipped_share": "clipped", "kl": "KL to sampler",
     }  # fmt: skip
+    if not quantities(run, "source"):  # terms may claim the same rows: they do not divide them
+        del headings["token_share"]
     return [(said, name) for name, said in headings.items() if any(math.isfinite(float(r[name])) for r in rows)]
 
 
@@ -201,6 +203,8 @@ def _samples(run: RunData, which: int) -> list[Row]:
     for s in trained:
         if s["step"] == step:
             by_source.setdefault(s["source"], []).append(s)
+    if len(by_source) == 1:  # then it says nothing
+        by_source = {"": [{**s, "source": ""} for s in next(iter(by_source.values()))]}
     turns = zip_longest(*by_source.values())
     return [s for turn in turns for s in turn if s is not None][:MOST_SAMPLES]
 

@@ -151,7 +151,7 @@ TEXT = Kind(
 CONTROL = Kind(
     measure=Measure(
         curve=Curve(title="Return", column="eval_return", note="evaluation episodes, the policy's mode; band: 95 % interval"),
-        value=number, span=number_span, over="episodes", scored="held_out",
+        value=number, span=number_span, over="evaluation episodes", scored="held_out",
     ),
     reward=Curve(title="Training return", column="reward", note="mean over the episodes that ended in the step"),
     curves=(
@@ -164,7 +164,7 @@ CONTROL = Kind(
     words=Words(
         unit="step", step="rollout", at="after {} environment steps", work="environment steps", reward="return", cut="",
         layout="rows", pairs="The same evaluation episodes, before and after",
-        trained_on="Episodes it was trained on, early and late",
+        trained_on="Fragments of episodes it was trained on, early and late",
         details=(("tokens_trained", "trained on, with repetition"),),
         facts=(("seed", "seed"), ("environments", "num_envs")), unshown=("replay",),
     ),
