@@ -21,6 +21,7 @@ from unipo.sources.collector import Act
 from unipo.sources.environment_errors import TaskEnvironmentError
 from unipo.sources.environments import Environments
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.remembering import Mode, act_in
 
 Array = NDArray[Any]
 Make = Callable[..., gym.Env[Any, Any]]
@@ -36,7 +37,7 @@ class Evaluation:
     lengths: Array
 
 
-def evaluate(act: Act, make: Make, episodes: int, seed: int, copies: int = 8, noise_size: int = 0) -> Evaluation:
+def evaluate(act: Act | Mode, make: Make, episodes: int, seed: int, copies: int = 8, noise_size: int = 0) -> Evaluation:
     """`episodes` episodes, a function of (act, seed) alone; episode k is number k // copies of copy k % copies.
 
     The episodes are fixed beforehand: taking those that end first would favour short ones. `noise_size` as in Collector;
@@ -44,6 +45,7 @@ def evaluate(act: Act, make: Make, episodes: int, seed: int, copies: int = 8, no
     """
     copies = min(copies, episodes)
     environments = Environments(make, copies, seed)
+    act = act_in(environments, act)
     rounds = ceil(episodes / copies)
     returns, lengths = np.zeros((rounds + 1, copies)), np.zeros((rounds + 1, copies), dtype=np.int64)
     everyone, wanted, step = np.arange(copies), -(-(episodes - np.arange(copies)) // copies), 0
@@ -82,7 +84,7 @@ def filmable(make: Make) -> None:
         )
 
 
-def film(act: Act, make: Make, folder: Path, seed: int, episodes: int = 1, noise_size: int = 0) -> list[Path]:
+def film(act: Act | Mode, make: Make, folder: Path, seed: int, episodes: int = 1, noise_size: int = 0) -> list[Path]:
     """Videos of `episodes` episodes in `folder`: MP4 by Gymnasium's own wrapper where moviepy is installed, else GIF.
 
     Raises TaskEnvironmentError for an environment that cannot draw itself, and where neither package is installed.
@@ -97,6 +99,7 @@ def film(act: Act, make: Make, folder: Path, seed: int, episodes: int = 1, noise
         return GifRecorder(env, folder)
 
     environments, step = Environments(recording, 1, seed), 0
+    act = act_in(environments, act)
     while environments.episode_number[0] < episodes:
         environments.step(act(*_given(environments, noise_size, step))[0].numpy())
         step += 1

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.policies.recurrent import RecurrentPolicy
+from unipo.sources.collector import Act
 from unipo.sources.environments import Environments
 
 
@@ -38,7 +38,8 @@ class Remembering:
                  deterministic: bool = False) -> None:  # fmt: skip
         self.policy, self.environments, self.critics = policy, environments, tuple(critics)
         self.deterministic = deterministic
-        self._memory: dict[str, Tensor] = {net.column: net.start(environments.num) for net in (policy, *self.critics)}
+        self._memory = {policy.column: policy.start(environments.num)}
+        self._memory |= {critic.column: critic.start(environments.num) for critic in self.critics}
         self._episode: NDArray[Any] = environments.episode_number
 
     def __call__(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,3 +88,20 @@ class Mode:
     def within(self, environments: Environments) -> Remembering:
         """The policy's mode in these environments, whose episodes begin now."""
         return Remembering(self.policy, environments, deterministic=True)
+
+
+def mode(policy: Any) -> Act | Mode:
+    """How any policy acts when it is evaluated: with its mode, whatever the noise."""
+    if isinstance(policy, RecurrentPolicy):
+        return Mode(policy)
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = policy.act(observation, noise, deterministic=True)
+        return found
+
+    return act
+
+
+def act_in(environments: Environments, act: Act | Mode) -> Act:
+    """`act` as it is in these environments, whose episodes begin now."""
+    return act.within(environments) if isinstance(act, Mode) else act

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from unipo.critics import (
     DeterministicBackup,
@@ -29,6 +29,7 @@ from unipo.critics import (
 from unipo.critics.backups import ComponentBackup
 from unipo.critics.greedy import GreedyPolicy
 from unipo.critics.post_decision import PostDecisionCritic
+from unipo.critics.recurrent import RecurrentValue
 from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, Player, annotate
 from unipo.learner.policy_step import PolicyOptimiser
@@ -52,6 +53,7 @@ from unipo.sources.collector import Collector
 from unipo.sources.dispatch import SIMULATORS, Simulators, shifts
 from unipo.sources.environments import ActionSpec, Environments, make_environment
 from unipo.sources.evaluation import evaluate, filmable
+from unipo.sources.remembering import Mode, Remembering, mode
 from unipo.sources.reward_scaling import RewardScaler
 from unipo.sources.spec import ActionNoise, ControlSpec
 from unipo.sources.transitions import Prioritised, TransitionReplay
@@ -63,6 +65,7 @@ from unipo.training.loop import Run
 from unipo.training.progress import Progress
 from unipo.training.recorded import recorded_data, recorder
 from unipo.training.records import Records
+from unipo.training.recurrent import check_recurrent, recurrent_networks
 
 ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
     "gaussian": lambda size, spec: Gaussian(size),
@@ -92,7 +95,7 @@ class Players:
     """The networks of a run: what acts, what judges, and their slow copies."""
 
     policy: Any
-    value: ValueCritic | None
+    value: ValueCritic | RecurrentValue | None
     critic: Any
     slow_policy: Any
     slow_critic: Any
@@ -153,6 +156,10 @@ def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size:
     """Policy, critics and their targets. The networks of a run depend on its seed alone."""
     normaliser = Normaliser(size) if config.normalize_observations else None
     net: dict[str, Any] = {"hidden": config.hidden, "activation": config.activation, "normaliser": normaliser}
+    if config.recurrent:
+        check_recurrent(config, recipe, spec)
+        networks = recurrent_networks(recipe, spec, size, distribution(spec, actions), config.log_std_init, net)
+        return Players(*networks, None, None, None, normaliser)
     value = ValueCritic(size, orthogonal=config.orthogonal, **net) if "value" in recipe.needs.signals else None
     critic = _action_critic(spec, size, actions, net)
     policy: Any
@@ -255,9 +262,7 @@ def policy_optimiser(config: ControlConfig, recipe: Recipe, p: Players, data: En
     settings = replace(settings, total_updates=config.steps * repeated)
 
     def sample() -> Episodes:
-        assert data.collector is not None
-        drawn = data.collector.collect(config.rollout, p.policy.act, 0)
-        return annotate(drawn, recipe.needs | data.needs, who, config.token_budget)
+        return annotate(data.another(), recipe.needs | data.needs, who, config.token_budget)
 
     return PolicyOptimiser(p.policy, Learner({"policy": p.policy}, settings, _monitored(p)), recipe.policy_step, sample)
 
@@ -289,6 +294,9 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
                                   config.folder / "replay" if config.memory_mapped else None)  # fmt: skip
     data = EnvironmentData(config, spec, p.policy, collector, replay, targets, p.normaliser,
                            lambda n: run_episodes(config, p.policy, n), recent=Recent(spec.batches))  # fmt: skip
+    if config.recurrent:
+        critics = () if not isinstance(p.value, RecurrentValue) else (p.value,)
+        data.memory, data.unit = Remembering(p.policy, environments, critics), "group"
     if p.best is not None:
         data.best = Best(p.best)
     if spec.behaviour is not None:
@@ -302,12 +310,9 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
 
 def run_episodes(config: ControlConfig, policy: Any, number: int) -> list[tuple[float, int]]:
     """(return, length) of episodes with the policy's mode, in environments of their own; the same for every evaluation."""
-    seed = config.seed + EVALUATION
-
-    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return policy.act(observation, noise, deterministic=True)
-
+    seed, act = config.seed + EVALUATION, mode(policy)
     if config.task in SIMULATORS:
+        assert not isinstance(act, Mode)
         return shifts(act, Simulators(config.task, number, seed, **config.env_options))
     found = evaluate(act, maker(config), number, seed)
     return list(zip(found.returns.tolist(), found.lengths.tolist(), strict=True))

@@ -257,6 +257,9 @@ class ControlConfig(BaseConfig):
     """Units of the hidden layers, of policy and critics each."""
     activation: str = "tanh"
     """tanh, relu or gelu."""
+    recurrent: bool = False
+    """On-policy: policy and value critic remember the episode (a GRU after the hidden layers), for tasks that do not show
+    everything that matters. Minibatches are then made of whole stretches of episodes."""
     orthogonal: bool = True
     """Orthogonal initial weights (otherwise torch's)."""
     log_std_init: float = 0.0

@@ -18,6 +18,7 @@ from unipo.objectives import Needs
 from unipo.policies.networks import Normaliser
 from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Act, Collector
+from unipo.sources.remembering import Remembering
 from unipo.sources.spec import ControlSpec, EpsilonGreedy
 from unipo.sources.transitions import TransitionReplay
 from unipo.statistics import mean_interval
@@ -72,6 +73,7 @@ class EnvironmentData:
     recent: Recent = field(default_factory=Recent)
     behaviour: Adapted | None = None
     best: Best | None = None
+    memory: Remembering | None = None
     _begun: dict[str, Any] | None = field(default=None, repr=False)
 
     # ---- batches -----------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ class EnvironmentData:
 
     def _fresh(self, collector: Collector, version: int) -> Episodes:
         """A rollout of whoever acts, and the batches before it that are remembered."""
-        act: Act = self.policy.act
+        act = self.act
         if self.behaviour is not None:
             self.behaviour.begin(self.recent.batches, version)
             act = self.behaviour.act
@@ -104,12 +106,24 @@ class EnvironmentData:
             self.best.offer(self.policy, collector.finished)
         return self.recent.add(collector.environments.arranged(fresh, self.spec.gamma))
 
+    @property
+    def act(self) -> Act:
+        """How the policy that is trained acts while data are collected."""
+        plain: Act = self.policy.act if self.memory is None else self.memory
+        return plain
+
+    def another(self) -> Episodes:
+        """One rollout more, of the policy as it is now."""
+        assert self.collector is not None
+        return self._collected(self.collector, self.config.rollout, self.act, 0)
+
     def _collected(self, collector: Collector, steps: int, act: Act, version: int) -> Episodes:
         """Where an environment fails, the state that is saved is that before the batch, of which nothing was trained on."""
-        self._begun = collector.state_dict()
+        self._begun = self._standing(collector)
+        before = None if self.memory is None else self.memory.before()
         fragments = collector.collect(steps, act, version)
         self._begun = None
-        return fragments
+        return fragments if before is None else Remembering.marked(fragments, before)
 
     def _drawn(self, step: int) -> Iterator[Episodes]:
         """Offline: as many batches as the step would have environment steps."""
@@ -214,11 +228,18 @@ class EnvironmentData:
         if self.collector is None:
             return {}
         best = {} if self.best is None else {"best": self.best.score}
-        return {"collector": self._begun or self.collector.state_dict(), **best}
+        return {**(self._begun or self._standing(self.collector)), **best}
+
+    def _standing(self, collector: Collector) -> dict[str, Any]:
+        """Where the environments stand, and what is remembered of them."""
+        memory = {} if self.memory is None else {"memory": self.memory.state_dict()}
+        return {"collector": collector.state_dict(), **memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
         if self.best is not None:
             self.best.score = state["best"]
 
@@ -248,7 +269,8 @@ class EnvironmentData:
         if self.replay is not None:
             yield f"a batch of {c.batch_size} replayed transitions {c.updates} time(s) every {c.train_every} step(s)"
         else:
-            yield f"minibatches of {c.batch_size or 'all'} steps"
+            whole = ", in whole stretches of episodes" if c.recurrent else ""
+            yield f"minibatches of {c.batch_size or 'all'} steps{whole}"
 
     def close(self) -> None:
         if self.collector is not None:

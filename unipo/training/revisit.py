@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unipo.critics.greedy import load_greedy_policy
-from unipo.policies import load_control_policy, load_policy, load_recurrent_policy
+from unipo.policies import RecurrentPolicy, load_control_policy, load_policy, load_recurrent_policy
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.statistics import mean_interval
 from unipo.training.build_text import load_problems, scorer
@@ -38,20 +38,33 @@ def load_trained(folder: str | Path) -> Any:
     return load_policy(str(final)) if kind is None else KINDS[kind](final)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Actor:
-    """A trained policy in the units of an environment: an observation as it comes in, the action to take out."""
+    """A trained policy in the units of an environment: an observation as it comes in, the action to take out.
+
+    A recurrent one remembers what it was shown since the last `reset`, which is to be called where an episode begins.
+    """
 
     policy: Any
     observation_space: Any
     actions: Any
+    memory: Tensor | None = field(default=None, repr=False)
+
+    def reset(self) -> None:
+        """An episode begins: what was seen is forgotten."""
+        self.memory = None
 
     def __call__(self, observation: Any) -> Any:
         """The policy's mode, which is what evaluations take."""
         from gymnasium.spaces import flatten
 
         vector = torch.from_numpy(flatten(self.observation_space, observation)).float()[None]
-        action = mode(self.policy)(vector, torch.zeros(1, 0))[0]
+        noise = torch.zeros(1, 0)
+        if isinstance(self.policy, RecurrentPolicy):
+            before = self.policy.start(1) if self.memory is None else self.memory
+            action, _, self.memory = self.policy.act(vector, noise, before, deterministic=True)
+        else:
+            action, _ = self.policy.act(vector, noise, deterministic=True)
         return self.actions.native(action.numpy())[0]
 
 
@@ -66,15 +79,6 @@ def load_actor(folder: str | Path, env: gym.Env[Any, Any]) -> Actor:
             f"the policy in {folder} expects {found} numbers as observation; this environment has {wanted}"
         )
     return Actor(policy, env.observation_space, ActionSpec.of(env.action_space))
-
-
-def mode(policy: Any) -> Any:
-    """(observation [n, d], noise) -> (action [n, ...], log-prob [n]) with the policy's mode, whatever the noise."""
-
-    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return policy.act(observation, noise, deterministic=True)
-
-    return act
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -131,6 +135,7 @@ def evaluate_control(folder: str | Path, episodes: int) -> Returns:
 def film_run(config: ControlConfig, policy: Any, folder: Path) -> list[Path]:
     """One episode of the policy's mode as a video in `folder`, the first of the evaluation's. Raises TaskEnvironmentError."""
     from unipo.sources.evaluation import film
+    from unipo.sources.remembering import mode
     from unipo.training.build_control import EVALUATION, maker
 
     return film(mode(policy), maker(config), folder, config.seed + EVALUATION)

@@ -3,6 +3,7 @@
 unipo/Portfolio-v0               stocks, orders in shares; unipo/PortfolioWeights-v0: orders from a target portfolio
 unipo/LotSizing-v0               production before demand: post-decision states in `info`
 unipo/PostDecisionFrozenLake-v0  a walk on ice, in two halves
+unipo/CartPoleHidden-v0          CartPole that shows positions and no velocities: something to remember
 unipo/RideDispatch-v0            vehicles that choose orders, by `gymnasium.make_vec`: one sub-environment per vehicle
 
 `heuristics` has a sensible policy for each, to beat; `process()` of the small ones has their exact tables.
@@ -14,6 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from unipo.tasks.environments.cart_pole_hidden import CartPoleHidden
 from unipo.tasks.environments.frozen_lake import PostDecisionFrozenLake
 from unipo.tasks.environments.lot_sizing import LotSizing, Plant, PlantState
 from unipo.tasks.environments.market import Market
@@ -27,6 +29,7 @@ SINGLE: dict[str, tuple[str, dict[str, Any]]] = {
     "unipo/PortfolioWeights-v0": (f"{HERE}.portfolio:Portfolio", {"orders": Weights()}),
     "unipo/LotSizing-v0": (f"{HERE}.lot_sizing:LotSizing", {}),
     "unipo/PostDecisionFrozenLake-v0": (f"{HERE}.frozen_lake:PostDecisionFrozenLake", {}),
+    "unipo/CartPoleHidden-v0": (f"{HERE}.cart_pole_hidden:CartPoleHidden", {}),
 }
 VECTOR = {"unipo/RideDispatch-v0": f"{HERE}.ride_dispatch:RideDispatch"}
 IDS = (*SINGLE, *VECTOR)
@@ -45,6 +48,7 @@ def register() -> None:
 
 __all__ = [
     "IDS",
+    "CartPoleHidden",
     "LotSizing",
     "Market",
     "Performance",
