@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from unipo.reproduce import (
+    actor_critic,
     bandits,
     estimation_theory,
     gradients,
@@ -22,7 +23,7 @@ from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, offline, online, mixed, optimizers, tabular_theory, estimation_theory,
-         on_policy_control)  # fmt: skip
+         on_policy_control, actor_critic)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
