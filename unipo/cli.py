@@ -28,7 +28,7 @@ unipo: policy optimization from any mix of data
   unipo show METHOD                      paper, equation, needs, defaults, claim, measured result
   unipo explain METHOD TASK [--flags]    dry run: what each term would train on
   unipo reproduce METHOD|all             the paper's claim as a small experiment; writes a verdict
-  unipo data check FILE                  what is in a dataset, what is wrong with it, what it can be used for
+  unipo data check DATASET               what is in a dataset, what is wrong with it, what it can be used for
 
 Flags of a command: unipo run --help
 """
@@ -405,15 +405,50 @@ def reproduce(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
+    from unipo.sources.control_report import is_control_data
     from unipo.sources.data_report import check
 
-    if len(arguments) != 2 or arguments[0] != "check":
-        raise UsageError("unipo data knows one verb: unipo data check FILE")
+    if len(arguments) < 2 or arguments[0] != "check":
+        raise UsageError("unipo data knows one verb: unipo data check DATASET")
+    if is_control_data(arguments[1]):
+        return _control_data(arguments[1], arguments[2:])
+    if len(arguments) > 2:
+        raise UsageError(
+            f"unipo data check takes one dataset; {' '.join(arguments[2:])} is for recorded control data only"
+        )
     found = check(arguments[1])
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if found.kinds:
         console.print(f"methods that fit: {', '.join(_fitting(found.kinds))}", highlight=False, soft_wrap=True)
     return 0 if found.ok else 1
+
+
+def _control_data(name: str, flags: list[str]) -> int:
+    """Recorded episodes of environments: --reference DATASET, --bins N."""
+    from unipo.sources.control_report import check_control
+
+    reference, flags = _taken_word(flags, "--reference")
+    bins, flags = _taken(flags, "--bins", 100)
+    if flags:
+        raise UsageError(f"unipo data check has no option {flags[0]!r}; it has: --reference DATASET, --bins N")
+    try:
+        found = check_control(name, reference or None, bins)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    fitting = ", ".join(_fitting_control(found.kind)) or "none: recorded data need Box or Discrete actions"
+    console.print(f"methods that fit: {fitting}", highlight=False, soft_wrap=True)
+    return 0 if found.ok else 1
+
+
+def _fitting_control(kind: str) -> list[str]:
+    """Methods that learn from recorded transitions with actions of this kind."""
+    from unipo.methods.catalog import METHODS
+
+    specs = {m.slug: m.builder(environment=True)().control for m in METHODS}
+    return sorted(
+        slug for slug, spec in specs.items() if spec is not None and spec.off_policy and kind in spec.action_kinds
+    )
 
 
 def _fitting(kinds: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -64,6 +65,7 @@ def filmable(make: Make) -> None:
     """Raises TaskEnvironmentError, with the remedy, where `film` could not draw or write: so that no training is in vain."""
     if find_spec("moviepy") is None and find_spec("imageio") is None:
         raise TaskEnvironmentError('a video needs moviepy (MP4) or imageio (GIF): pip install "unipo[video]"')
+    warnings.filterwarnings("ignore", module="glfw")
     try:
         env = make(render_mode="rgb_array")
         env.reset(seed=0)

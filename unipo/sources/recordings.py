@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from minari.dataset.minari_storage import MinariStorage
 from numpy.typing import NDArray
 
 from unipo.episodes import Column, Episodes
+from unipo.sources.data_problems import Problem
 from unipo.sources.spaces import ActionSpec, ObservationSpec
 from unipo.sources.transitions import rows_of
 
@@ -170,17 +172,18 @@ def record_minari(
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
-def load_recorded(name: str | Path) -> Episodes:
+def load_recorded(name: str | Path, tell: Callable[[Problem], None] | None = None) -> Episodes:
     """Episodes from a folder of .parquet files of ours (or one file), a Minari dataset's folder, or a Minari id.
 
     Step columns observation [N, d], action, reward, behavior_logp (NaN where unknown); episode columns terminated,
     truncated, final_observation [E, d], policy_version (-1: unknown), kind "rollout", source. Raises ValueError for anything
-    else, and TaskEnvironmentError for spaces that policies cannot handle.
+    else, and TaskEnvironmentError for spaces that policies cannot handle. Episodes of a Minari dataset that do not fit its
+    spaces are passed over where there is somebody to `tell`.
     """
     path = Path(name)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
     if not files:
-        return load_minari(name)
+        return load_minari(name, tell)
     try:
         loaded = Episodes.cat([Episodes.load(file) for file in files])
     except FileNotFoundError as error:
@@ -191,13 +194,21 @@ def load_recorded(name: str | Path) -> Episodes:
     return loaded if "source" in loaded else loaded.with_columns("episode", source=path.stem)
 
 
-def load_minari(name: str | Path) -> Episodes:
+def load_minari(name: str | Path, tell: Callable[[Problem], None] | None = None) -> Episodes:
     """The Minari dataset in the folder `name`, or of that id in MINARI_DATASETS_PATH; columns as in `load_recorded`."""
     dataset = _dataset(name)
     actions, seen = ActionSpec.of(dataset.action_space), dataset.observation_space
     ObservationSpec.of(seen)
     episodes = dataset.iterate_episodes() if dataset.total_episodes else ()
-    parts = [_arrays(episode, seen, actions) for episode in episodes if len(episode)]
+    parts = []
+    for episode in episodes:
+        found = _malformed(episode, seen, str(name))
+        if found is None:
+            parts.append(_arrays(episode, seen, actions))
+        elif tell is None:
+            raise ValueError(f"{found}; `unipo data check {name}` lists them all")
+        else:
+            tell(found)
     if not parts:
         raise ValueError(f"the Minari dataset {name} has no steps")
     return _joined(parts).with_columns("episode", source=dataset.id)
@@ -215,6 +226,65 @@ def _dataset(name: str | Path) -> MinariDataset:
             f"{name} is neither a folder of .parquet episodes, nor a Minari dataset's folder or id; local ids: {known}. "
             "Set MINARI_DATASETS_PATH to where they are, or fetch one with `minari download ID`"
         ) from error
+
+
+def _malformed(episode: EpisodeData, space: spaces.Space[Any], name: str) -> Problem | None:
+    """What keeps an episode from being read."""
+    steps, seen = len(episode.rewards), _leaf_lengths(space, episode.observations)
+    if not steps:
+        return Problem(name, "no steps", "leave it out", int(episode.id), unit="episode")
+    if seen == {steps}:
+        remedy = "record the state after the last step too: what is bootstrapped from is missing"
+        return Problem(
+            name, f"{steps} observations for {steps} steps", remedy, int(episode.id), "observations", "episode"
+        )
+    counts = {"observations": seen, "actions": _any_lengths(episode.actions), "terminations": {len(episode.terminations)},
+              "truncations": {len(episode.truncations)}}  # fmt: skip
+    for column, found in counts.items():
+        wanted = steps + 1 if column == "observations" else steps
+        if found != {wanted}:
+            told = f"{' and '.join(map(str, sorted(found)))} for {steps} steps, expected {wanted}"
+            return Problem(name, told, "record the episode again", int(episode.id), column, "episode")
+    if np.asarray(episode.terminations)[:-1].any() or np.asarray(episode.truncations)[:-1].any():
+        return Problem(name, "it ends before its last step", "split it there", int(episode.id), unit="episode")
+    return None
+
+
+def _leaf_lengths(space: spaces.Space[Any], values: Any) -> set[int]:
+    if isinstance(space, spaces.Dict):
+        return set().union(*(_leaf_lengths(part, values[name]) for name, part in space.spaces.items()))
+    if isinstance(space, spaces.Tuple):
+        return set().union(*(_leaf_lengths(p, v) for p, v in zip(space.spaces, values, strict=True)))
+    return {len(values)}
+
+
+def _any_lengths(values: Any) -> set[int]:
+    parts = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else [values]
+    return {len(part) for part in parts}
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a Minari dataset says of itself; of a folder of our own episodes nothing is known."""
+
+    environment: str = ""
+    observations: str = ""
+    action_space: str = ""
+    actions: ActionSpec | None = None
+
+
+def described(name: str | Path) -> About:
+    """Environment and spaces of recorded data. Raises as `load_recorded` does."""
+    path = Path(name)
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        return About()
+    dataset = _dataset(name)
+    spec, seen, acted = dataset.env_spec, dataset.observation_space, dataset.action_space
+    return About("" if spec is None else spec.id, _on_a_line(seen), _on_a_line(acted), ActionSpec.of(acted))
+
+
+def _on_a_line(space: spaces.Space[Any]) -> str:
+    return " ".join(str(space).split())
 
 
 def _arrays(episode: EpisodeData, space: spaces.Space[Any], actions: ActionSpec) -> dict[str, Array]:

@@ -91,3 +91,12 @@ class ControlSpec:
     keep_best: bool = False
     info_columns: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def action_kinds(self) -> frozenset[str]:
+        """Of box, categorical and multi_categorical: the actions that actor, critic and backup know."""
+        greedy = self.backup in ("greedy", "double")
+        discrete = self.actor not in ("deterministic", "mixture") and self.critic in ("none", "value", "q")
+        kinds = {"box": not greedy and self.actor != "greedy", "categorical": discrete,
+                 "multi_categorical": discrete and self.critic != "q"}  # fmt: skip
+        return frozenset(kind for kind, known in kinds.items() if known)

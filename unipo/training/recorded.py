@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
 
 from unipo.episodes import Episodes
+from unipo.sources.control_report import finite_episodes
 from unipo.sources.environments import ActionSpec, Environments
 from unipo.sources.recordings import MinariRecorder, load_recorded
 from unipo.sources.spec import ControlSpec
@@ -42,7 +44,28 @@ def recorded_data(config: ControlConfig, spec: ControlSpec, environments: Enviro
             f"the data in {config.dataset} has observations of shape {found[0]} and actions of shape {found[1]}; "
             f"{config.task} has {(size,)} and {shape}"
         )
+    _check_values(config, episodes, environments.action_spec)
     return episodes
+
+
+def _check_values(config: ControlConfig, episodes: Episodes, actions: ActionSpec) -> None:
+    """Raise ConfigError for numbers that would only break the run later, without saying why."""
+    broken = len(episodes) - len(finite_episodes(episodes))
+    if broken:
+        raise ConfigError(
+            f"{broken} of {len(episodes)} episodes in {config.dataset} have NaN or infinite numbers: "
+            f"`unipo data check {config.dataset}` says where; leave them out"
+        )
+    if actions.kind == "box":
+        if not episodes["action"].is_floating_point():
+            raise ConfigError(f"the actions in {config.dataset} are integers; those of {config.task} are real numbers")
+        return
+    sizes = torch.tensor(actions.sizes).squeeze()
+    if episodes["action"].is_floating_point() or bool(((episodes["action"] < 0) | (episodes["action"] >= sizes)).any()):
+        raise ConfigError(
+            f"the actions in {config.dataset} lie between {episodes['action'].min():g} and {episodes['action'].max():g}; "
+            f"{config.task} has integers from 0 to below {sizes.tolist()}"
+        )
 
 
 def recorder(config: ControlConfig, make: Callable[[], gym.Env[Any, Any]]) -> MinariRecorder | None:
