@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from unipo.reproduce import (
     actor_critic,
     bandits,
+    control_applications,
     estimation_theory,
     gradients,
     mixed,
@@ -23,7 +24,7 @@ from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, offline, online, mixed, optimizers, tabular_theory, estimation_theory,
-         on_policy_control, actor_critic)  # fmt: skip
+         on_policy_control, actor_critic, control_applications)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
