@@ -17,6 +17,8 @@ SHOWN = {
     "reward": ("reward", "{:.3f}"), "length": ("len", "{:.1f}"), "entropy": ("ent", "{:.2f}"), "kl": ("kl", "{:.1e}"),
     "ess": ("ess", "{:.2f}"), "clipped_share": ("clip", "{:.3f}"),
 }  # fmt: skip
+ACTED = {"env_steps": ("env steps", "{:,.0f}"), **SHOWN, "reward": ("return", "{:,.1f}"), "length": ("len", "{:.0f}")}
+"""What is shown of a step in environments."""
 MEASURED = {"accuracy": ("held-out accuracy", "{:.1%}"), "eval_return": ("return", "{:,.1f}")}
 """What an evaluation says, with the interval in NAME_low and NAME_high."""
 QUIET_SECONDS = 5.0
@@ -49,14 +51,16 @@ class Progress:
 
     def step(self, row: Mapping[str, float]) -> None:
         """Show the row of a step; a measured accuracy gets a line of its own."""
-        line = " ".join(f"{label} {form.format(row[k])}" for k, (label, form) in SHOWN.items() if _finite(row.get(k)))
+        shown = ACTED if "env_steps" in row else SHOWN
+        line = " ".join(f"{label} {form.format(row[k])}" for k, (label, form) in shown.items() if _finite(row.get(k)))
         line += self._speed(row)
         self._bar.update(self._task, completed=int(row["step"]), description=line)
-        for name, (shown, form) in MEASURED.items():
+        place = f"  {row['env_steps']:>9,.0f} env steps" if "env_steps" in row else ""
+        for name, (title, form) in MEASURED.items():
             if _finite(row.get(name)):
                 low, high = form.format(row[f"{name}_low"]), form.format(row[f"{name}_high"])
                 self._say(
-                    f"step {int(row['step']):>4}  {shown} [bold]{form.format(row[name])}[/] "
+                    f"step {int(row['step']):>4}{place}  {title} [bold]{form.format(row[name])}[/] "
                     f"[dim](95 % interval {low} to {high})[/]"
                 )
         if not self.console.is_terminal and time.monotonic() - self._printed > QUIET_SECONDS and line:
@@ -72,8 +76,9 @@ class Progress:
 
     def terms(self, row: Mapping[str, float], titles: Sequence[str]) -> None:
         """The effective weight of each term, as the first batch has it."""
+        unit = "steps" if "env_steps" in row else "tokens"
         table = Table(
-            "term", "coefficient", "tokens moved", "gradient share", title="what moves the policy (first batch)"
+            "term", "coefficient", f"{unit} moved", "gradient share", title="what moves the policy (first batch)"
         )
         for title in dict.fromkeys(titles):
             key = f"ledger/term/{title}"
