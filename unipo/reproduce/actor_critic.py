@@ -279,8 +279,8 @@ CLAIMS = (
         ),
         note=f"A noisy point on a line whose reward is multiplied by {SCALES}, {UPDATES} updates on transitions drawn anew, "
         "nothing else changed (temperature by dual ascent, from .2). Error: mean distance of the smaller critic from 64 "
-        "sampled futures, entropy included; spread: sigma over their standard deviation at scale 1 (0: no sigma); returns are those of "
-        "sampled actions; all in units of the scale. likelihood: the gradients of a Gaussian likelihood with draws clipped at "
-        "10, as the method's first version, otherwise the same. The paper's tasks are MuJoCo's.",
+        "sampled futures, entropy included; spread: sigma over their standard deviation at scale 1 (0: no sigma); returns "
+        "are those of sampled actions; all in units of the scale. likelihood: the gradients of a Gaussian likelihood with "
+        "draws clipped at 10, as the method's first version, otherwise the same. The paper's tasks are MuJoCo's.",
     ),
 )
