@@ -6,20 +6,33 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
 from numpy.typing import NDArray
 
-SHOWN = (0, 2)
+SHOWN = [0, 2]
 """The cart's position and the pole's angle, among CartPole's four numbers."""
+LIMIT = 500
+"""Steps of an episode, as in CartPole-v1."""
 
 
-class CartPoleHidden(gym.ObservationWrapper[NDArray[Any], Any, NDArray[Any]]):
-    """`CartPole-v1` (500 steps at most, 1 per step) that shows the cart's position and the pole's angle only."""
+class CartPoleHidden(CartPoleEnv):
+    """CartPole-v1, 1 per step, that shows the cart's position and the pole's angle only."""
 
     def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(gym.make("CartPole-v1", render_mode=render_mode, disable_env_checker=True))
-        space: Any = self.env.observation_space
-        index = list(SHOWN)
-        self.observation_space = gym.spaces.Box(space.low[index], space.high[index], dtype=np.float32)
+        super().__init__(render_mode=render_mode)
+        whole: Any = self.observation_space
+        self.observation_space = gym.spaces.Box(whole.low[SHOWN], whole.high[SHOWN], dtype=np.float32)
+        self.left = LIMIT
 
-    def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
-        return observation[list(SHOWN)]
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        self.left = LIMIT
+        observation, info = super().reset(seed=seed, options=options)
+        return observation[SHOWN], info
+
+    def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Truncated after `LIMIT` steps."""
+        self.left -= 1
+        observation, reward, terminated, _, info = super().step(action)
+        return observation[SHOWN], float(reward), terminated, self.left <= 0, info
