@@ -170,19 +170,6 @@ def settings_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def deviation_lines(rows: Sequence[Row]) -> list[str]:
-    """Settings that both sides name and where ours is another."""
-    lines = []
-    for row in rows:
-        if row.ours is None or row.peer is None:
-            continue
-        shared = [name for name in row.ours.settings if name in row.peer.settings]
-        other = {n: (row.ours.settings[n], row.peer.settings[n]) for n in shared}
-        said = [f"`{n}` {_setting(x)} (theirs {_setting(y)})" for n, (x, y) in other.items() if x != y]
-        lines += [f"- {row.algorithm} on {row.environment}: {', '.join(said)}"] if said else []
-    return ["", "Where ours differ:", "", *lines] if lines else []
-
-
 def panels(rows: Sequence[Row]) -> list[tuple[str, Any]]:
     """One panel of curves per row."""
     return [(f"{row.environment}, {row.algorithm}", partial(_draw, lines=_curves(row))) for row in rows]
@@ -210,7 +197,7 @@ def main(arguments: Sequence[str]) -> None:
     given.page.parent.mkdir(parents=True, exist_ok=True)
     picture = png(given.page.with_suffix(".png"), panels(rows))
     shown = ["", f"![Mean evaluation return over environment steps, for every row of the table]({picture.name})"]
-    lines = [*table_lines(rows), *shown, *settings_lines(rows), *deviation_lines(rows)]
+    lines = [*table_lines(rows), *shown, *settings_lines(rows)]
     page = given.page.read_text(encoding="utf-8") if given.page.exists() else EMPTY_PAGE
     given.page.write_text(written(page, lines), encoding="utf-8")
     print(f"{len(rows)} rows: {given.page}")

@@ -99,14 +99,14 @@ def test_verdicts(interval: tuple[float, float, float], said: str) -> None:
 
 def test_both_sides_in_a_row(tmp_path: Path) -> None:
     record(tmp_path, "peers", [10.0, 10.0, 10.0], gamma=0.98, n_envs=8)
-    record(tmp_path, "ours", [7.0, 7.0, 7.0], gamma=0.9, n_envs=8)
+    record(tmp_path, "ours", [7.0, 7.0, 7.0], rollout=1)
     text = build(tmp_path)
     row = next(line for line in text.splitlines() if line.startswith("| ppo"))
     assert row == (
         "| ppo | CartPole-v1 | 100 | 3/3 | 7.0 [7.0, 7.0] | 10.0 [10.0, 10.0] | -3.0 [-3.0, -3.0] | below "
         "| 100 steps/s | 50 steps/s | 2.00 |"
     )
-    assert "- ppo on CartPole-v1: `gamma` 0.9 (theirs 0.98)" in text
+    assert "| gamma | 0.98 |\n| n_envs | 8 |" in text
     assert (tmp_path / "control.png").stat().st_size > 1000
 
 
