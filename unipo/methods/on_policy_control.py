@@ -93,7 +93,7 @@ def reinforce_control(*, gamma: float = 0.99, value: float = 1.0, entropy: float
     """
     returns = GeneralisedAdvantage(gamma, 1.0, BatchStd()) if value else Whitened(DiscountedReturn(gamma))
     gradient = PolicyGradient(advantage=returns, aggregate=TokenMean())
-    control = ControlSpec(gamma=gamma, settings={**FITTED, "learning_rate": 3e-3})
+    control = ControlSpec(gamma=gamma, settings={**FITTED, "learning_rate": 1e-2})
     return Recipe(objective=with_critic(gradient, gamma, 1.0, value, entropy), control=control, epochs=epochs,
                   policy_step=RepeatedSteps(steps=1))  # fmt: skip
 
