@@ -207,6 +207,17 @@ def test_observation_statistics_stand_still_while_a_batch_is_trained_on(tmp_path
         torch.testing.assert_close(normaliser.var, everything.var(0, correction=0), rtol=1e-4, atol=1e-6)
 
 
+def test_the_ratio_of_a_fresh_continuous_action_is_one(tmp_path: Path) -> None:
+    """The log-prob that the collector wrote down is that of the action it wrote down, though the environment clips it."""
+    settings = {**ROLLOUT, "task": "Pendulum-v1", "env_options": {}, "log_std_init": 1.0, "normalize_rewards": True}
+    with built(tmp_path, ppo(**PPO), **settings) as run:
+        seen = watched(run)
+        run.advance()
+        assert (seen[0].episodes["action"].abs() > 1).any(), "beyond the bounds of the torque"
+        ratio = (seen[0].signals["logp"] - seen[0].episodes["behavior_logp"]).exp()
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "epochs", "expected"), [(0, 1, 1), (0, 3, 3), (120, 1, 1), (50, 2, 6), (119, 1, 2)]
 )

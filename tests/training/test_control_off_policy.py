@@ -260,3 +260,20 @@ def test_turned_knobs_reach_the_next_update(tmp_path: Path) -> None:
         fixed = replace(sac(automatic=False, temperature=0.3))
     with built(tmp_path / "fixed", fixed, **{**MEMORY, "learning_starts": 1}) as run:
         assert run.settings() == {}
+
+
+def test_priorities_are_the_errors_of_the_update_that_drew_the_rows(tmp_path: Path) -> None:
+    """P(i) ~ (|Q - y| + eps)^alpha; the regression is weighted by the correction (arXiv 1511.05952)."""
+    settings = {**OFF_POLICY, "hidden": (8,), "batch_size": 6, "rollout": 1, "learning_starts": 60, "prioritized": 0.6,
+                "total_timesteps": 100}  # fmt: skip
+    with built(tmp_path, dqn(huber=1e9), **settings) as run:
+        seen = watched(run)
+        while not seen:
+            run.advance()
+        b, coefficient = seen[0].episodes, seen[0].coefficients.total["q"][:, 0]
+        y = b["reward"] + b["discount"] * (1 - b["terminated"].float()) * b["next_q"]
+        error = seen[0].signals["q"][:, 0] - y
+        torch.testing.assert_close(coefficient, b["replay_weight"] * error / 6)
+        tree = run.data.replay._tree
+        found = torch.tensor([tree[int(i)] for i in b["replay_index"]])
+        torch.testing.assert_close(found.float(), (error.abs() + 1e-6) ** 0.6, rtol=1e-4, atol=1e-6)
