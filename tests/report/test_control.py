@@ -170,7 +170,7 @@ def test_terminal_table(tmp_path: Path) -> None:
     console = Console(width=180, record=True, file=io.StringIO())
     console.print(comparison_table(runs))
     text = console.export_text()
-    assert "return: interquartile mean, 95 % intervals" in text
+    assert "return: interquartile mean, 95 % intervals (2 seeds x 10 episodes)" in text
     assert "better than ppo, P" in text
     (row,) = [line for line in text.splitlines() if "a2c" in line]
     assert "296" in row

@@ -167,7 +167,9 @@ def test_terminal_table(tmp_path: Path) -> None:
             for s in range(2)]  # fmt: skip
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(comparison_table(runs))
-    lines = [line for line in console.export_text().splitlines() if "t, 2 seeds" in line]
+    text = console.export_text()
+    assert "held-out accuracy: mean over seeds, 95 % intervals (t, 2 seeds)" in text
+    lines = [line for line in text.splitlines() if "%" in line and ("grpo" in line or "sft" in line)][-2:]
     assert [("grpo" in line, "sft" in line) for line in lines] == [(True, False), (False, True)]
     assert percent(np.mean([read_run(r).last("accuracy") for r in runs[:2]])) in lines[0]
 

@@ -84,12 +84,18 @@ def _standing(g: Group, baseline: Group) -> Standing:
     (value, low, high), interval = _final(g)
     if g.kind.measure.curve.percent:
         low, high = (max(low, 0.0) if low == low else low), (min(high, 1.0) if high == high else high)
-    column = g.kind.measure.curve.column
     return Standing(
-        label=g.label, seeds=_seeds(g), before=_mean([r.first(column) for r in g.runs]), value=value, low=low, high=high,
+        label=g.label, seeds=_seeds(g), before=_before(g), value=value, low=low, high=high,
         interval=interval, versus=UNKNOWN if g is baseline else g.kind.aggregate.versus(g.by_seed, baseline.by_seed),
         seconds=_mean([r.last("seconds") for r in g.runs]), work=_mean([r.worked for r in g.runs]),
     )  # fmt: skip
+
+
+def _before(g: Group) -> float:
+    """What the seeds start from, aggregated as what they end with."""
+    column = g.kind.measure.curve.column
+    scores = [r.scores(r.measured(column)[0][0]) for r in g.measured]
+    return g.kind.aggregate.final(scores)[0] if scores else math.nan
 
 
 def _final(g: Group) -> tuple[Triple, str]:

@@ -43,7 +43,7 @@ class Words:
     """What the page calls things.
 
     unit: what the policy acts. step: a step of the loop. at: "... {} ..." with a place on the axis.
-    work: what is counted, with `details`, (column, words) of it. facts: (words, setting) under the title.
+    work: what is counted (`counted`: in short), with `details`, (column, words) of it. facts: (words, setting) under the title.
     reward: what an episode earns. cut: a badge for a sample that was cut, "" for none. pairs, trained_on: headings of the
     samples. layout: of a sample, a CSS class. unshown: sources of samples that say nothing to a reader.
     """
@@ -52,6 +52,7 @@ class Words:
     step: str
     at: str
     work: str
+    counted: str
     reward: str
     cut: str
     layout: str
@@ -139,7 +140,8 @@ TEXT = Kind(
     ),
     aggregate=MEANS,
     words=Words(
-        unit="token", step="step", at="step {}", work="tokens", reward="reward", cut="truncated", layout="blocks",
+        unit="token", step="step", at="step {}", work="tokens", counted="tokens", reward="reward", cut="truncated",
+        layout="blocks",
         pairs="The same held-out prompts, before and after",
         trained_on="What it was trained on, early and late",
         details=(("tokens_sampled", "sampled"), ("tokens_trained", "trained")),
@@ -162,10 +164,10 @@ CONTROL = Kind(
     ),
     aggregate=INTERQUARTILE,
     words=Words(
-        unit="step", step="rollout", at="after {} environment steps", work="environment steps", reward="return", cut="",
-        layout="rows", pairs="The same evaluation episodes, before and after",
+        unit="step", step="rollout", at="after {} environment steps", work="environment steps", counted="env steps",
+        reward="return", cut="", layout="rows", pairs="The same evaluation episodes, before and after",
         trained_on="Fragments of episodes it was trained on, early and late",
-        details=(("tokens_trained", "trained on, with repetition"),),
+        details=(("tokens_trained", "trained on"),),
         facts=(("seed", "seed"), ("environments", "num_envs")), unshown=("replay",),
     ),
     axis="env_steps", axis_title="environment steps", work=("env_steps",), planned=_rollouts,
@@ -174,7 +176,7 @@ CONTROL = Kind(
 RECORDED = replace(
     CONTROL,
     curves=(*CONTROL.curves[:-1], replace(CONTROL.curves[-1], title="Transitions per second", note="trained on")),
-    words=replace(CONTROL.words, step="step", at="step {}", work="transitions", details=(),
+    words=replace(CONTROL.words, step="step", at="step {}", work="transitions", counted="transitions", details=(),
                   facts=(("seed", "seed"), ("data", "dataset"))),
     axis="step", axis_title="step", work=("tokens_trained",),
 )  # fmt: skip

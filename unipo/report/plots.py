@@ -30,6 +30,8 @@ NAMED = {
 AGES = ("#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a")
 MOST_POINTS = 600
 """More points than this are averaged in bins: a page stays small whatever the length of the run."""
+MOST_AREAS = 120
+"""The same for stacked areas, in which spikes hide each other."""
 SMOOTH_FROM = 25
 """Noisy curves with at least so many points are drawn faint, with a running mean over a twelfth of them."""
 
@@ -74,7 +76,7 @@ def draw_lines(ax: Axes, lines: Sequence[Line], percent: bool = False, log: bool
 def draw_shares(ax: Axes, shares: Shares, along: str = "step") -> None:
     """Stacked areas of gradient share; one step alone is a bar."""
     colors = colors_of(shares)
-    steps, table = thin(shares.steps, shares.shares)
+    steps, table = thin(shares.steps, shares.shares, MOST_AREAS)
     if len(steps) == 1:
         left = np.concatenate([[0.0], np.cumsum(table[:, 0])[:-1]])
         ax.bar([steps[0]] * len(table), table[:, 0], bottom=left, color=colors, width=0.6, label=shares.names)
@@ -133,11 +135,11 @@ def png(
     return path
 
 
-def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [M], values [..., M]) with M <= MOST_POINTS: means over consecutive bins of nearly equal size."""
-    if len(steps) <= MOST_POINTS:
+def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [M], values [..., M]) with M <= most: means over consecutive bins of nearly equal size."""
+    if len(steps) <= most:
         return steps, values
-    edges = np.linspace(0, len(steps), MOST_POINTS + 1).astype(int)[:-1]
+    edges = np.linspace(0, len(steps), most + 1).astype(int)[:-1]
     sizes = np.diff(np.append(edges, len(steps)))
     return np.add.reduceat(steps, edges) / sizes, np.add.reduceat(values, edges, axis=-1) / sizes
 

@@ -19,27 +19,19 @@ def comparison_table(run_folders: Sequence[Path]) -> Table:
     """
     groups = group([read_run(Path(f)) for f in run_folders])
     rows, kind = standings(groups), groups[0].kind
-    measure, aggregate = kind.measure, kind.aggregate
-    table = Table(title=f"{measure.curve.title.lower()}: {aggregate.title}, 95 % intervals", title_justify="left")
+    measure, aggregate, counted = kind.measure, kind.aggregate, kind.words.counted
+    over = list(dict.fromkeys(row.interval for row in rows))
+    shared = f" ({over[0]})" if len(over) == 1 and over[0] else ""
+    title = f"{measure.curve.title.lower()}: {aggregate.title}, 95 % intervals{shared}"
+    table = Table(title=title, title_justify="left")
     table.add_column("method", overflow="fold")
-    names = [
-        "before",
-        "after",
-        "interval",
-        "from",
-        *[aggregate.versus_title.format(groups[0].label)] * (len(groups) > 1),
-    ]
-    for name in (*names, "seeds", "time", kind.words.work):
-        table.add_column(name, justify="left" if name == "from" else "right")
+    for name in ("before", "after", "interval", *["over"] * (not shared)):
+        table.add_column(name, justify="left" if name == "over" else "right", no_wrap=name != "over")
+    for name in (*[aggregate.versus_title.format(groups[0].label)] * (len(groups) > 1), "seeds", "time", counted):
+        table.add_column(name, justify="right", overflow="fold")
     for i, row in enumerate(rows):
         style = "bold" if i == 0 and len(rows) > 1 else None
-        cells = [
-            row.label,
-            measure.value(row.before),
-            measure.value(row.value),
-            measure.span(row.low, row.high),
-            row.interval,
-        ]
-        cells += [aggregate.versus_text(*row.versus)] * (len(groups) > 1)
+        cells = [row.label, measure.value(row.before), measure.value(row.value), measure.span(row.low, row.high)]
+        cells += [row.interval] * (not shared) + [aggregate.versus_text(*row.versus)] * (len(groups) > 1)
         table.add_row(*cells, str(row.seeds), duration(row.seconds), amount(row.work), style=style)
     return table
