@@ -172,7 +172,7 @@ def test_the_actor_of_td3_and_the_slow_copies_move_in_every_second_update(tmp_pa
         (1, 12, 5, 2, 1),
         (1, 12, 5, 4, 3),
         (3, 7, 10, 1, 1),
-        (3, 7, 9, 2, 2),
+        (2, 7, 9, 4, 2),
         (2, 6, 0, 5, 1),
         (1, 4, 24, 1, 1),
     ],
