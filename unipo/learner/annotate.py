@@ -32,6 +32,9 @@ def annotate(episodes: Episodes, needs: Needs, policies: Mapping[str, Player], t
 
 
 def _filled(episodes: Episodes, who: str, signals: list[str], policy: Player, token_budget: int) -> Episodes:
+    if not any(f"{who}_{name}" in episodes for name in signals):
+        values = emitted(episodes, signals, policy, token_budget)
+        return episodes.with_columns("step", **{f"{who}_{name}": value for name, value in values.items()})
     missing = {name: _unknown(episodes, f"{who}_{name}") for name in signals}
     signals = [name for name, unknown in missing.items() if bool(unknown.any())]
     if not signals:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
+from operator import is_
 from typing import Any, Self, TypeVar
 
 import torch
@@ -142,9 +143,12 @@ def _turn(value: Any, settings: Mapping[str, float]) -> Any:
     if isinstance(value, Knob):
         return value.at(settings.get(value.name, value.default))
     if isinstance(value, tuple):
-        return tuple(_turn(item, settings) for item in value)
-    if is_dataclass(value) and not isinstance(value, type) and knobs_of(value):
-        return replace(value, **{f.name: _turn(getattr(value, f.name), settings) for f in fields(value) if f.init})
+        items = tuple(_turn(item, settings) for item in value)
+        return value if all(map(is_, items, value)) else items
+    if is_dataclass(value) and not isinstance(value, type):
+        now = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        turned = {name: new for name, old in now.items() if (new := _turn(old, settings)) is not old}
+        return replace(value, **turned) if turned else value
     return value
 
 
