@@ -25,9 +25,11 @@ from unipo.training.control import EnvironmentData
 from unipo.training.loop import Run
 from unipo.training.revisit import evaluate_control, load_actor, load_trained
 
-SMALL = {"task": "unipo/CartPoleHidden-v0", "total_timesteps": 480, "num_envs": 3, "rollout": 16, "batch_size": 16, "epochs": 2,
-         "hidden": (8, 6), "recurrent": True, "eval_episodes": 3, "evaluations": 2, "tensorboard": False, "seed": 3,
-         "normalize_observations": True, "checkpoints": 2}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "task": "unipo/CartPoleHidden-v0", "total_timesteps": 480, "num_envs": 3, "rollout": 16, "batch_size": 16, "epochs": 2,
+    "hidden": (8, 6), "recurrent": True, "eval_episodes": 3, "evaluations": 2, "tensorboard": False, "seed": 3,
+    "normalize_observations": True, "checkpoints": 2,
+}  # fmt: skip
 
 
 def begun(out: Path, method: str = "ppo", **settings: Any) -> Run:
@@ -190,6 +192,15 @@ def test_methods_that_cannot_are_told(method: str, tmp_path: Path) -> None:
         begun(tmp_path, method, task="Pendulum-v1" if method in ("sac", "iql") else "CartPole-v1")
 
 
+def test_a_schedule_must_know_how_many_updates_there_will_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--batch-size of at least 16, or --schedule constant"):
+        begun(tmp_path, schedule="linear", batch_size=15)
+    run = begun(tmp_path, schedule="linear")
+    run.train()
+    assert run.learner.updates == run.learner.settings.total_updates
+    run.data.close()
+
+
 # ---- what memory is good for -----------------------------------------------------------------------------------------
 class Recall(gym.Env[Any, Any]):
     """The action that the third step pays for was shown at the first; a coin decides it."""
@@ -211,7 +222,7 @@ class Recall(gym.Env[Any, Any]):
 def test_memory_earns_what_the_last_observation_cannot(
     recurrent: bool, low: float, high: float, tmp_path: Path
 ) -> None:
-    gym.register("Recall-v0", Recall)
+    gym.register("Recall-v0", lambda **_: Recall())
     try:
         run = begun(tmp_path, task="Recall-v0", recurrent=recurrent, total_timesteps=4000, num_envs=16, rollout=18,
                     batch_size=72, epochs=4, learning_rate=5e-3, evaluations=0, hidden=(16,),

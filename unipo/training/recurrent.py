@@ -14,7 +14,8 @@ from unipo.training.config import ConfigError, ControlConfig
 
 
 def check_recurrent(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -> None:
-    """Raises ConfigError where `--recurrent` cannot be: what is remembered must be what the trained policy itself saw."""
+    """Raises ConfigError where `--recurrent` cannot be: what is remembered must be what the trained policy itself saw, and
+    the number of updates known where the learning rate depends on it."""
     one_by_one = "learns from single transitions, which have no past to remember"
     reasons = {
         one_by_one: spec.off_policy,
@@ -26,6 +27,12 @@ def check_recurrent(config: ControlConfig, recipe: Recipe, spec: ControlSpec) ->
     for reason, holds in reasons.items():
         if holds:
             raise ConfigError(f"{config.method!r} {reason}: leave out --recurrent, or take ppo, a2c or trpo")
+    if config.schedule != "constant" and 0 < config.batch_size < config.rollout:
+        raise ConfigError(
+            f"--schedule {config.schedule} counts updates, and with --recurrent minibatches are whole stretches of episodes, up "
+            f"to {config.rollout} steps (--rollout): there may be fewer than --batch-size {config.batch_size} says. Take a "
+            f"--batch-size of at least {config.rollout}, or --schedule constant"
+        )
 
 
 def recurrent_networks(
