@@ -19,6 +19,8 @@ Triple = tuple[float, float, float]
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]
 UNKNOWN: Triple = (math.nan, math.nan, math.nan)
 RESAMPLES = 2000
+ENOUGH_RUNS = 5
+"""Of fewer runs a bootstrap of their order says next to nothing: where one side always wins it has no width at all."""
 TAILS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
 
 
@@ -101,13 +103,15 @@ def iqm_across(table: np.ndarray, resamples: int = 1000, seed: int = 0) -> Band:
 def improvement(ours: Mapping[str, float], theirs: Mapping[str, float], resamples: int = RESAMPLES) -> Triple:
     """P(X > Y) + P(X = Y)/2 for a run X of ours and a run Y of theirs, bootstrap over the runs of either.
 
-    Unknown for fewer than two runs of either: their order says nothing about others.
+    NaN bounds below ENOUGH_RUNS runs of either, all unknown below two.
     Source: Agarwal et al. (2021), arXiv:2108.13264, section 4 (Mann-Whitney U).
     """
     x, y = np.array(list(ours.values())), np.array(list(theirs.values()))
     if min(len(x), len(y)) < 2:
         return UNKNOWN
     wins = (np.sign(x[:, None] - y) + 1) / 2
+    if min(len(x), len(y)) < ENOUGH_RUNS:
+        return float(wins.mean()), math.nan, math.nan
     rng = np.random.default_rng(0)
     i, j = rng.integers(len(x), size=(resamples, len(x))), rng.integers(len(y), size=(resamples, len(y)))
     low, high = np.quantile(wins[i[:, :, None], j[:, None, :]].mean((1, 2)), TAILS)
@@ -129,6 +133,6 @@ INTERQUARTILE = Aggregate(
     said="After: the interquartile mean (IQM) of the returns of the last evaluation, over seeds x episodes where the run kept "
          "every episode's return, else over the seeds' mean returns. Intervals: 95 % percentile bootstrap in two stages, seeds "
          "and then the episodes of each; of one seed, over its episodes only. Below some five seeds a bootstrap is too "
-         "narrow. P: the probability that a run ends with a higher mean return than a run of the other, bootstrap over runs. "
+         "narrow. P: the probability that a run ends with a higher mean return than a run of the other, bootstrap over runs from five on. "
          "Bands in the other curves: bootstrap over seeds, after smoothing each run.",
 )  # fmt: skip

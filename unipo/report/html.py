@@ -64,7 +64,7 @@ def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
         for i, (c, lines) in enumerate(_measured_curves(group(runs)))
     ]
     png(out.with_name("report_curves.png"), curves)
-    apart = [(t, shares_panel_with_legend(s, along)) for t, s in _ledgers(runs)]
+    apart = [(t, shares_panel_with_legend(s, along)) for t, s in _ledgers(group(runs))]
     shares = ledger_panels(runs[0]) if len(runs) == 1 else apart
     png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
 
@@ -248,7 +248,7 @@ def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
         "work": kind.words.work, "standings": [_standing_row(s, color[s.label], kind) for s in rows],
         "main": _curve_cards(main, kind, "main", 5.6, 2.7),
         "curves": _curve_cards([m for m in measured if m not in main], kind, "curve"),
-        "ledger": [_ledger_card(t, "", s, kind, f"ledger-{i}", 3.7) for i, (t, s) in enumerate(_ledgers(runs))],
+        "ledger": [_ledger_card(t, "", s, kind, f"ledger-{i}", 3.7) for i, (t, s) in enumerate(_ledgers(groups))],
         "left_out": max(0, len(runs) - MOST_LEDGERS),
         "runs": [(str(r.folder), command(r.config)) for r in runs],
     }  # fmt: skip
@@ -266,11 +266,12 @@ def _measured_curves(groups: Sequence[Group]) -> list[tuple[Curve, list[Line]]]:
     return [(c, lines) for c, lines in found if lines]
 
 
-def _ledgers(runs: Sequence[RunData]) -> list[tuple[str, Shares]]:
+def _ledgers(groups: Sequence[Group]) -> list[tuple[str, Shares]]:
     """A panel per run: by source where any run has several, else by direction."""
-    mixed = any(len(s.names) > 1 for r in runs if (s := shares_of(r, "source")) is not None)
-    found = [(r, shares_of(r, "source" if mixed else "sign")) for r in runs[:MOST_LEDGERS]]
-    return [(f"{r.setting('method')}, seed {r.setting('seed')}", s) for r, s in found if s is not None]
+    runs = [(g.label, r) for g in groups for r in g.runs]
+    mixed = any(len(s.names) > 1 for _, r in runs if (s := shares_of(r, "source")) is not None)
+    found = [(label, r, shares_of(r, "source" if mixed else "sign")) for label, r in runs[:MOST_LEDGERS]]
+    return [(f"{label}, seed {r.setting('seed')}", s) for label, r, s in found if s is not None]
 
 
 def _standing_row(s: Standing, color: str, kind: Kind) -> dict[str, str]:

@@ -59,4 +59,6 @@ def points(mean: float, low: float, high: float) -> str:
 
 def probability(mean: float, low: float, high: float) -> str:
     """A probability with its interval: "0.75 (0.25 to 1.00)"."""
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(mean) else "–"
+    if not math.isfinite(mean):
+        return "–"
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(low) else f"{mean:.2f}"
