@@ -133,6 +133,6 @@ INTERQUARTILE = Aggregate(
     said="After: the interquartile mean (IQM) of the returns of the last evaluation, over seeds x episodes where the run kept "
          "every episode's return, else over the seeds' mean returns. Intervals: 95 % percentile bootstrap in two stages, seeds "
          "and then the episodes of each; of one seed, over its episodes only. Below some five seeds a bootstrap is too "
-         "narrow. P: the probability that a run ends with a higher mean return than a run of the other, bootstrap over runs from five on. "
-         "Bands in the other curves: bootstrap over seeds, after smoothing each run.",
+         "narrow. P: the probability that a run ends with a higher mean return than a run of the other, bootstrap over runs "
+         "from five on. Bands in the other curves: bootstrap over seeds, after smoothing each run.",
 )  # fmt: skip
