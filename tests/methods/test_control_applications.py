@@ -237,6 +237,7 @@ def test_returns_of_decisions_count_the_time_between_them() -> None:
     assert found["reward_to_go"].tolist() == [5 + 2 / 8, 1 + 3 / 2 + 7 / 8, 3 + 7 / 4, 2, 7]
     assert found.lengths("group", "episode").tolist() == [2, 1, 2]
     assert found["terminated"].tolist() == [False, False, False, True, True]
+    assert torch.equal(found["truncated"], ~found["terminated"])
     assert found["final_observation"].flatten().tolist() == [1, 5, 6, 8, 9]
     assert decisions(batch, 0.5, vehicles=1).lengths("group", "episode").tolist() == [1] * 5
 

@@ -123,7 +123,8 @@ def decisions(fragments: Episodes, gamma: float, vehicles: int) -> Episodes:
 
     A step column `reward_to_go` is added: G = r + gamma^duration * G of the vehicle's next decision, which is the discounted
     return of its fragment, since a busy vehicle is paid nothing. What was cut counts as 0 from there on, so whole shifts
-    should be collected. `next_observation` becomes `final_observation`.
+    should be collected. `final_observation` is the vehicle's state one time later; where the shift went on, the episode is
+    `truncated`.
     """
     reward, index = fragments["reward"], fragments.index("episode")
     togo = F.discounted_return(reward, index, len(fragments), gamma)
@@ -135,10 +136,9 @@ def decisions(fragments: Episodes, gamma: float, vehicles: int) -> Episodes:
     last = fragments.lengths().cumsum(0) - 1
     final = fragments["observation"].roll(-1, 0).index_copy(0, last, fragments["final_observation"])
     ends = torch.zeros(len(reward), dtype=torch.bool).index_copy(0, last, fragments["terminated"])
-    cut = torch.zeros(len(reward), dtype=torch.bool).index_copy(0, last, fragments["truncated"])
     step = {n: c.values for n, c in fragments.columns.items() if c.level == "step"} | {"reward_to_go": togo}
     episode = {"env": env, "episode_number": number, "policy_version": fragments.expand("policy_version"),
-               "final_observation": final, "terminated": ends, "truncated": cut}  # fmt: skip
+               "final_observation": final, "terminated": ends, "truncated": ~ends}  # fmt: skip
     columns = {name: Column(v[order], "step") for name, v in step.items()}
     columns |= {name: Column(v[order], "episode") for name, v in episode.items()}
     columns["kind"] = Column(torch.zeros(len(order), dtype=torch.long), "episode", None, ("rollout",))
