@@ -12,6 +12,7 @@ from unipo.critics.backups import (
     SoftBackup,
 )
 from unipo.critics.pathwise import Pathwise
+from unipo.critics.recurrent import RecurrentValue
 from unipo.critics.value import ValueCritic
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "QEnsemble",
     "QuantileBackup",
     "QuantileQ",
+    "RecurrentValue",
     "SmoothedBackup",
     "SoftBackup",
     "ValueCritic",
