@@ -93,7 +93,9 @@ def test_updates_of_sac_are_plain_pytorch(tmp_path: Path) -> None:
 
 def test_a_batch_from_the_replay_is_what_happened(tmp_path: Path) -> None:
     """Pendulum never terminates: what follows a step is the next state, also where the episode was cut at 200 steps."""
-    with built(tmp_path, sac(gamma=0.95), **{**MEMORY, "rollout": 230, "learning_starts": 229}) as run:
+    with built(
+        tmp_path, sac(gamma=0.95), **{**MEMORY, "rollout": 230, "learning_starts": 229, "total_timesteps": 230}
+    ) as run:
         seen = watched(run)
         run.advance()
         (update,) = seen
