@@ -26,6 +26,10 @@ class GreedyPolicy(nn.Module):
         super().__init__()
         self.critic, self.actions, self.epsilon = critic, actions, 0.0
 
+    @property
+    def observation_size(self) -> int:
+        return int(self.critic.config["observation_size"])
+
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor]:
         """Actions [n] int64 and their log-prob [n] (NaN where `deterministic`); `noise` [n, 2]: whether, and which."""

@@ -8,6 +8,8 @@ Terminated and truncated are kept apart, and what comes after a step is the stat
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -33,19 +35,29 @@ Array = NDArray[Any]
 def make_environment(name: str, **options: Any) -> gym.Env[Any, Any]:
     """`gymnasium.make` with errors that say what to do. Raises TaskEnvironmentError.
 
+    MODULE:NAME-v1 imports the module first, also from the working directory, as the place where the name is registered.
     Gymnasium's own passive checker is off: values and shapes are checked here, at every step.
     """
     if name.startswith("unipo/"):
         _register_ours()
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         env = gym.make(name, disable_env_checker=True, **options)
+    except ModuleNotFoundError as error:
+        raise TaskEnvironmentError(
+            f"environment {name!r} needs {error.name!r}, which is not installed: {error}"
+        ) from error
+    except TypeError as error:
+        raise TaskEnvironmentError(f"environment {name!r} does not accept {options}: {error}") from error
     except gym.error.DependencyNotInstalled as error:
         raise TaskEnvironmentError(f"environment {name!r} needs something that is not installed: {error}") from error
     except gym.error.Error as error:
         _register_ours()
         close = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
+        extra = '; Atari needs pip install "gymnasium[atari]"' if name.startswith("ALE/") else ""
         raise TaskEnvironmentError(
-            f"no environment {name!r}; nearest: {', '.join(close) or 'none'}. {error}"
+            f"no environment {name!r}; nearest: {', '.join(close) or 'none'}{extra}. {error}"
         ) from error
     ObservationSpec.of(env.observation_space)
     ActionSpec.of(env.action_space)

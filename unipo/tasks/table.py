@@ -14,18 +14,19 @@ from unipo.tasks.modular_chain import MODULAR_CHAIN
 from unipo.tasks.text import REVERSE, SORT
 
 TASKS: dict[str, GeneratedTask] = {t.name: t for t in (ARITHMETIC, COUNTDOWN, MODULAR_CHAIN, REVERSE, SORT)}
-ENVIRONMENT = re.compile(r"^(?:(?P<namespace>[\w-]+)/)?[\w.-]+-v\d+$")
+ENVIRONMENT = re.compile(r"^(?:(?P<module>[\w.]+):)?(?:(?P<namespace>[\w-]+)/)?[\w.-]+-v\d+$")
 
 
 def is_environment(name: str) -> bool:
-    """Whether a TASK argument means a Gymnasium environment: NAME-v1, or NAMESPACE/NAME-v1 where the namespace is known.
+    """Whether a TASK argument means a Gymnasium environment: NAME-v1, NAMESPACE/NAME-v1 where the namespace is known, or
+    MODULE:NAME-v1 where importing the module registers it.
 
     A path that exists, and a hub name that happens to end like one, are datasets.
     """
     found = ENVIRONMENT.match(name)
     if found is None or Path(name).exists():
         return False
-    if found["namespace"] in (None, "unipo"):
+    if found["module"] or found["namespace"] in (None, "unipo", "ALE"):
         return True
     import gymnasium  # half a second that text runs need not wait for
 

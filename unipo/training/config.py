@@ -310,6 +310,11 @@ class ControlConfig(BaseConfig):
     checkpoints: int = 5
     """Checkpoints over the run."""
 
+    def __post_init__(self) -> None:
+        """A rollout is never longer than the run."""
+        super(ControlConfig, self).__post_init__()
+        object.__setattr__(self, "rollout", min(self.rollout, -(-self.total_timesteps // self.num_envs)))
+
     @property
     def steps(self) -> int:
         """Steps of the run: whole rollouts, rounded up."""

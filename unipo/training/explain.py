@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from rich.console import Console, RenderableType
@@ -17,6 +18,7 @@ from unipo.training.build import build_run
 from unipo.training.config import BaseConfig, ControlConfig
 from unipo.training.loop import Run
 
+Made = TypeVar("Made")
 SAID = {"target": "a slow copy of the critic", "next": "a backup of what comes next"}
 """What annotators are, where their name does not say it."""
 
@@ -46,20 +48,16 @@ def _plan(config: BaseConfig, run: Run) -> Iterator[str]:
 
 
 def _batch(run: Run) -> Iterator[RenderableType]:
-    run.draw()  # the first call pays for what every run pays once
-    begun = time.perf_counter()
-    batch = run.draw()
-    sampled = time.perf_counter() - begun
     objective = run.objective()
-    begun = time.perf_counter()
-    update = run.learner.gradient(batch, objective)
-    learned = (time.perf_counter() - begun) * run.recipe.epochs
+    batch, sampled = _timed(run.draw)
+    update, once = _timed(lambda: run.learner.gradient(batch, objective))
+    learned = once * run.recipe.epochs
     updates = run.recipe.epochs * run.data.minibatches(batch, run.recipe.minibatches) + (run.policy_step is not None)
     unit = "steps" if isinstance(run.config, ControlConfig) else "tokens"
     table = Table("term", "weight", "rows it can use", unit, f"{unit} with gradient", title="one real batch")
     for (_, term), share in zip(objective.terms(), update.coefficients.terms, strict=True):
         rows = term.rows(batch)
-        live = torch.stack([g != 0 for g in share.gradient.values()]).any(0)
+        live = torch.stack([(g != 0).reshape(len(g), -1).any(1) for g in share.gradient.values()]).any(0)
         cells = (str(int(rows.sum())), str(int(batch.lengths()[rows].sum())), str(int(live.sum())))
         table.add_row(term.title, f"{share.coefficient:g}", *cells)
     yield table
@@ -71,6 +69,13 @@ def _batch(run: Run) -> Iterator[RenderableType]:
     yield f"  step time about {n * (sampled + learned):.2f} s ({n * sampled:.2f} s sampling, {n * learned:.2f} s learning)"
     minutes = run.config.steps * n * (sampled + learned) / 60
     yield f"  {run.config.steps} steps: about {minutes:.1f} min; loss now {found['loss']:.4f}"
+
+
+def _timed(call: Callable[[], Made]) -> tuple[Made, float]:
+    """What the last of two calls gave, and its seconds: the first pays for what every run pays once."""
+    call()
+    begun = time.perf_counter()
+    return call(), time.perf_counter() - begun
 
 
 def _sources(update: Update) -> Table:

@@ -78,7 +78,12 @@ def load_actor(folder: str | Path, env: gym.Env[Any, Any]) -> Actor:
         raise ConfigError(
             f"the policy in {folder} expects {found} numbers as observation; this environment has {wanted}"
         )
-    return Actor(policy, env.observation_space, ActionSpec.of(env.action_space))
+    actions = ActionSpec.of(env.action_space)
+    tried = mode(policy)(torch.zeros(1, wanted), torch.zeros(1, 0))[0]
+    expected = () if actions.kind == "categorical" else (actions.size,)
+    if (tried.is_floating_point(), tuple(tried.shape[1:])) != (actions.kind == "box", expected):
+        raise ConfigError(f"the policy in {folder} does not choose actions of {env.action_space}")
+    return Actor(policy, env.observation_space, actions)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
