@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
+from unipo.commands import command
 from unipo.methods.catalog import build
 from unipo.recipe import Recipe
 from unipo.tasks import is_environment
@@ -61,6 +63,7 @@ def start(config: BaseConfig, recipe: Recipe, console: Console | None = None) ->
         )
     run = build_run(config, recipe, console)
     write_atomic(folder / "config.yaml", config.to_yaml())
+    write_atomic(folder / "command.txt", command(yaml.safe_load(config.to_yaml())) + "\n")
     return run
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from unipo.api import configure
 from unipo.cli import _parsed
-from unipo.report.commands import command, full_command
+from unipo.commands import command
+from unipo.report.commands import full_command
 from unipo.training import BaseConfig
 
 

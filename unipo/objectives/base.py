@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from operator import is_
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -88,7 +88,10 @@ class Part:
 
     A subclass must define `__call__` and may define `own_needs`; it must not keep state or read anything else. Shapes: a
     part that fills an advantage, weight or mask slot returns one number per step [N] of the episodes that it is given.
+    `along_episodes`: its numbers depend on which steps are of one episode, so that it needs whole ones.
     """
+
+    along_episodes: ClassVar[bool] = False
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         raise TypeError(f"{type(self).__name__} is abstract: define __call__(episodes, signals)")
@@ -292,8 +295,8 @@ class Objective(Part):
         return episodes.select(counted, "step").select(own), counted.nonzero().squeeze(1)
 
     def at(self, update: int) -> Objective:
-        """What is left of this objective in an update (0-based): terms whose turn it is."""
-        return self if update % self.every == 0 else nothing
+        """What is left of this objective in an update (0-based): terms whose turn it is, the last of every so many."""
+        return self if (update + 1) % self.every == 0 else nothing
 
     @property
     def linear(self) -> bool:
@@ -336,7 +339,7 @@ class Sum(Objective):
         return Loss(value)
 
     def at(self, update: int) -> Objective:
-        due = tuple((c, term) for c, term in self.weighted if update % term.every == 0)
+        due = tuple((c, term) for c, term in self.weighted if (update + 1) % term.every == 0)
         return self if len(due) == len(self.weighted) else replace(self, weighted=due)
 
     @property

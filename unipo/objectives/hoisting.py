@@ -33,7 +33,10 @@ class Stored(Advantage):
 def hoisted(objective: Objective, episodes: Episodes) -> tuple[Objective, Episodes]:
     """The same objective with every advantage and target that reads no signal evaluated on `episodes`, and these with
     the columns it reads instead. Each is evaluated on the rows of its own term, as it would be otherwise; scales that
-    normalise over a batch do so over the whole one."""
+    normalise over a batch do so over the whole one.
+
+    Raises ValueError for a term that still looks along episodes: minibatches of steps would change what it means.
+    """
     columns: dict[str, Tensor] = {}
     terms = []
     for i, (coefficient, term) in enumerate(objective.terms()):
@@ -49,6 +52,12 @@ def hoisted(objective: Objective, episodes: Episodes) -> tuple[Objective, Episod
                 values = blank.index_put((steps,), values)
             columns[name] = values
             term = _put(term, path, Stored(name))
+        along = [part for path in _paths(term) if getattr(part := _at(term, path), "along_episodes", False)]
+        if along:
+            raise ValueError(
+                f"term {term.title!r} looks along episodes ({along[0]!r}) and cannot be trained in minibatches of steps: use "
+                "TokenMean and TokenRatio, or one epoch of the whole batch (--epochs 1 --batch-size 0)"
+            )
         terms.append((coefficient, term))
     return Sum(weighted=tuple(terms)), episodes.with_columns("step", **columns)
 

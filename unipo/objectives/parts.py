@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -303,6 +304,8 @@ class TokenRatio(RatioTo):
 class SequenceRatio(RatioTo):
     """s_i = exp(sum_n (lp_n - blp_n)) of the step's episode (or `level` = "turn")."""
 
+    along_episodes: ClassVar[bool] = True
+
     level: str = "episode"
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
@@ -313,6 +316,8 @@ class SequenceRatio(RatioTo):
 @dataclass(frozen=True)
 class GeometricRatio(RatioTo):
     """gm_i = exp(mean_n (lp_n - blp_n)) of the step's episode (or `level` = "turn")."""
+
+    along_episodes: ClassVar[bool] = True
 
     level: str = "episode"
 
@@ -496,6 +501,8 @@ class TokenMean(Aggregate):
 class EpisodeMean(Aggregate):
     """SEQ: mean over episodes of the mean over their steps; an episode without counted steps adds 0 but counts."""
 
+    along_episodes: ClassVar[bool] = True
+
     def of(self, x: Tensor, episodes: Episodes) -> Tensor:
         return _divided(F.episode_mean(x, episodes.index("episode"), len(episodes)))
 
@@ -504,6 +511,8 @@ class EpisodeMean(Aggregate):
 class EpisodeSum(Aggregate):
     """SUM: mean over episodes of the sum over their steps."""
 
+    along_episodes: ClassVar[bool] = True
+
     def of(self, x: Tensor, episodes: Episodes) -> Tensor:
         return _divided(F.episode_sum(x, len(episodes)))
 
@@ -511,6 +520,8 @@ class EpisodeSum(Aggregate):
 @dataclass(frozen=True)
 class Budget(Aggregate):
     """CONST: sum over steps / `tokens` per episode, mean over episodes (Dr. GRPO)."""
+
+    along_episodes: ClassVar[bool] = True
 
     tokens: float
 

@@ -1,4 +1,4 @@
-"""The command lines that make a run again, from its configuration."""
+"""The command line that makes a run again, spelled from its configuration alone."""
 
 from __future__ import annotations
 
@@ -7,53 +7,19 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
-from unipo.methods.catalog import MethodError, build
-from unipo.training import ConfigError, RunConfig
-from unipo.training.presets import control_config, preset_of
-
-ALWAYS = ("steps", "total_timesteps", "seed")
-"""Settings that the short command names even where they are the defaults."""
 APART = frozenset({"method", "task", "method_options", "env_options", "out"})
 """What is not a flag of its own name."""
 Options = Mapping[str, Mapping[str, Any]]
 
 
-def command(config: Mapping[str, Any]) -> str:
-    """The short command line: the length of the run, its seed, and what differs from the defaults and the preset.
-
-    All settings where this version does not know the method: then it does not know its defaults either.
-    """
-    try:
-        default, options, flags = _defaults(config)
-    except (MethodError, ConfigError, TypeError, ValueError):
-        return full_command(config)
-    names = [n for n in config if n in ALWAYS or (n not in APART and (n not in default or config[n] != default[n]))]
-    return _command(config, names, options, flags)
-
-
 def full_command(config: Mapping[str, Any]) -> str:
     """The command line with every setting spelled out: it depends neither on defaults nor on presets."""
-    flags = ["--no-preset"] if _in_environment(config) else []
-    return _command(config, [n for n in config if n not in APART], _given(config), flags)
+    flags = ["--no-preset"] if in_environment(config) else []
+    return spelled(config, [n for n in config if n not in APART], given_options(config), flags)
 
 
-def _defaults(config: Mapping[str, Any]) -> tuple[dict[str, Any], Options, list[str]]:
-    """(settings of the run had none been given, keywords of methods that were, flags). A preset holds if all its keywords do."""
-    method, task, given = str(config.get("method")), str(config.get("task")), _given(config)
-    recipe = build(method, given, environment=_in_environment(config))
-    if not _in_environment(config):
-        return yaml.safe_load(RunConfig(method=method, task=task).to_yaml()), given, []
-    fields, keywords = preset_of(method, task)
-    holds = set(keywords) <= set(given.get(method, {}))
-    made = control_config(recipe, fields if holds else {}, method=method, task=task)
-    known = keywords if holds else {}
-    own = {k: v for k, v in given.get(method, {}).items() if k not in known or v != known[k]}
-    return yaml.safe_load(made.to_yaml()), {**given, method: own}, [] if holds else ["--no-preset"]
-
-
-def _command(config: Mapping[str, Any], names: Iterable[str], options: Options, flags: Iterable[str]) -> str:
+def spelled(config: Mapping[str, Any], names: Iterable[str], options: Options, flags: Iterable[str]) -> str:
+    """The command line with the settings `names` and the keywords `options` of methods, then `flags`."""
     words = ["unipo", "run", str(config.get("method", "METHOD")), str(config.get("task", "TASK"))]
     for name in names:
         words += _flag(name, config.get(name))
@@ -83,9 +49,11 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
-def _given(config: Mapping[str, Any]) -> Options:
+def given_options(config: Mapping[str, Any]) -> Options:
+    """Keywords by method, as they were given."""
     return {k: dict(v or {}) for k, v in (config.get("method_options") or {}).items()}
 
 
-def _in_environment(config: Mapping[str, Any]) -> bool:
+def in_environment(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a run in an environment."""
     return "total_timesteps" in config

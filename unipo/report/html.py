@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from unipo.report.commands import command, full_command
+from unipo.report.commands import full_command
 from unipo.report.groups import Group, Standing, group, standings
 from unipo.report.kinds import Curve, Kind
 from unipo.report.ledger import AXES, Shares, in_words, quantities, readable, shares_of
@@ -78,7 +78,7 @@ def _run_page(run: RunData) -> dict[str, Any]:
     return {
         "title": f"{run.setting('method')} on {run.setting('task')}",
         "subtitle": "" if run.finished else f"not finished: {made:.0f} of {kind.planned(run.config)} {kind.words.step}s",
-        "facts": _facts(run), "command": command(run.config), "numbers": _numbers(run), "words_of": kind.words,
+        "facts": _facts(run), "command": run.command, "numbers": _numbers(run), "words_of": kind.words,
         "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in main], kind, "main", 5.6, 2.7),
         "curves": _curve_cards([(c, run_lines(run, c)) for c in kind.curves] + _knobs(run), kind, "curve"),
         "ledger": _ledger_cards([(axis, s) for axis, s in axes if s is not None], kind),
@@ -250,7 +250,7 @@ def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
         "curves": _curve_cards([m for m in measured if m not in main], kind, "curve"),
         "ledger": [_ledger_card(t, "", s, kind, f"ledger-{i}", 3.7) for i, (t, s) in enumerate(_ledgers(groups))],
         "left_out": max(0, len(runs) - MOST_LEDGERS),
-        "runs": [(str(r.folder), command(r.config)) for r in runs],
+        "runs": [(str(r.folder), r.command) for r in runs],
     }  # fmt: skip
 
 

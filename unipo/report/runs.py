@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from unipo.report.commands import full_command
 from unipo.report.kinds import Kind, kind_of
 
 Row = Mapping[str, Any]
@@ -44,6 +45,12 @@ class RunData:
     @property
     def kind(self) -> Kind:
         return kind_of(self.config)
+
+    @property
+    def command(self) -> str:
+        """The command line that makes it again: `command.txt`, or with every setting spelled out."""
+        file = self.folder / "command.txt"
+        return file.read_text(encoding="utf-8").strip() if file.exists() else full_command(self.config)
 
     def __len__(self) -> int:
         return len(self.metrics["step"])

@@ -207,6 +207,12 @@ class TransitionReplay:
     def _window(self) -> Array:
         return np.arange(self.written - len(self), self.written) % self.size
 
+    def remembered(self, name: str) -> Tensor:
+        """[n, ...]: a copy of one column of everything that is remembered, the oldest first."""
+        if self._rows is None:
+            raise ValueError("the replay is empty: add transitions first")
+        return torch.from_numpy(self._rows[name][self._window()].copy())
+
     def save(self, folder: Path) -> None:
         """Write to the checkpoint `folder` what `load` needs: everything, or where a file holds the rows, the rest."""
         if self._rows is None:

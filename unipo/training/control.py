@@ -21,7 +21,7 @@ from unipo.sources.collector import Act, Collector
 from unipo.sources.remembering import Remembering
 from unipo.sources.spec import ControlSpec, EpsilonGreedy
 from unipo.sources.transitions import TransitionReplay
-from unipo.statistics import mean_interval
+from unipo.statistics import bootstrap_interval
 from unipo.training.adapted import Adapted
 from unipo.training.config import ControlConfig
 
@@ -78,11 +78,15 @@ class EnvironmentData:
 
     # ---- batches -----------------------------------------------------------------------------------------------------
     def remember(self, recorded: Episodes) -> None:
-        """Fill the replay with recorded episodes; observation statistics, those of slow copies too, are theirs for good."""
+        """Fill the replay with recorded episodes."""
         assert self.replay is not None
         self.replay.add(recorded)
+        self._standardise(recorded["observation"])
+
+    def _standardise(self, observations: Tensor) -> None:
+        """Observation statistics, those of slow copies too, for good: where transitions are remembered they cannot move."""
         if self.normaliser is not None:
-            self.normaliser.update(recorded["observation"])
+            self.normaliser.update(observations)
             for target in self.targets:
                 polyak(target.slow, target.online, 1.0)
 
@@ -139,6 +143,8 @@ class EnvironmentData:
             started = collector.env_steps >= self.config.learning_starts
             replay.add_rows(collector.step(self._actor(collector, started), version))
             if started and collector.steps % self.config.train_every == 0:
+                if self.normaliser is not None and float(self.normaliser.count) == 0:
+                    self._standardise(replay.remembered("observation"))
                 for i in range(self.config.updates):
                     yield replay.sample(self.config.batch_size, collector.steps, i)
 
@@ -159,6 +165,7 @@ class EnvironmentData:
             steps = max(1, min(self.config.rollout, WARM_UP // self.config.num_envs))
             drawn = self._collected(self.collector, steps, self.collector.random_act, 0)
             self.normaliser.update(drawn["observation"])
+            self.collector.take_finished()
 
     @property
     def batches_per_step(self) -> int:
@@ -172,8 +179,9 @@ class EnvironmentData:
         return -(-batch.count("step") // self.config.batch_size)
 
     def learned(self, batch: Episodes, step: int) -> None:
-        """Observation statistics move between batches only: while one is trained on, signals stay what they were."""
-        if self.normaliser is not None and self.collector is not None:
+        """Observation statistics move between batches only: while one is trained on, signals stay what they were. Off-policy
+        they are those of what was remembered before the first update."""
+        if self.normaliser is not None and self.replay is None:
             newest = self.recent.newest if self.recent.batches else batch
             self.normaliser.update(newest["observation"])
 
@@ -214,14 +222,15 @@ class EnvironmentData:
             }
 
     def evaluate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Mean return of whole episodes with the policy's mode, and its 95 % interval over the episodes."""
+        """Mean return of whole episodes with the policy's mode, its 95 % bootstrap interval over them, and each of them."""
         if not self.config.evaluations:
             return {}, []
         found = self.run_episodes(self.config.eval_episodes)
-        mean, low, high = mean_interval([r for r, _ in found])
+        mean, low, high = bootstrap_interval([r for r, _ in found], resamples=2000)
         length = sum(n for _, n in found) / len(found)
         measured = {"eval_return": mean, "eval_return_low": low, "eval_return_high": high, "eval_length": length}
-        return measured, []
+        shown = [{"prompt": f"episode {i}", "completion": f"{n} steps", "reward": r} for i, (r, n) in enumerate(found)]
+        return measured, shown
 
     # ---- saving ------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
