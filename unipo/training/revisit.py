@@ -59,13 +59,23 @@ class Actor:
         from gymnasium.spaces import flatten
 
         vector = torch.from_numpy(flatten(self.observation_space, observation)).float()[None]
+        return self.actions.native(self._mode(vector).numpy())[0]
+
+    def _mode(self, vector: Tensor) -> Tensor:
         noise = torch.zeros(1, 0)
         if isinstance(self.policy, RecurrentPolicy):
             before = self.policy.start(1) if self.memory is None else self.memory
             action, _, self.memory = self.policy.act(vector, noise, before, deterministic=True)
         else:
             action, _ = self.policy.act(vector, noise, deterministic=True)
-        return self.actions.native(action.numpy())[0]
+        return action
+
+    def fits(self) -> bool:
+        """Whether the policy gives actions of this kind and shape."""
+        tried = self._mode(torch.zeros(1, self.policy.observation_size))
+        self.reset()
+        wanted = () if self.actions.kind == "categorical" else (self.actions.size,)
+        return tried.is_floating_point() == (self.actions.kind == "box") and tuple(tried.shape[1:]) == wanted
 
 
 def load_actor(folder: str | Path, env: gym.Env[Any, Any]) -> Actor:
@@ -78,12 +88,10 @@ def load_actor(folder: str | Path, env: gym.Env[Any, Any]) -> Actor:
         raise ConfigError(
             f"the policy in {folder} expects {found} numbers as observation; this environment has {wanted}"
         )
-    actions = ActionSpec.of(env.action_space)
-    tried = mode(policy)(torch.zeros(1, wanted), torch.zeros(1, 0))[0]
-    expected = () if actions.kind == "categorical" else (actions.size,)
-    if (tried.is_floating_point(), tuple(tried.shape[1:])) != (actions.kind == "box", expected):
+    actor = Actor(policy, env.observation_space, ActionSpec.of(env.action_space))
+    if not actor.fits():
         raise ConfigError(f"the policy in {folder} does not choose actions of {env.action_space}")
-    return Actor(policy, env.observation_space, actions)
+    return actor
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
