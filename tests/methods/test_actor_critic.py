@@ -133,8 +133,8 @@ def test_the_actor_of_ddpg_has_the_deterministic_policy_gradient() -> None:
 
 def test_td3_delays_its_actor_and_its_targets() -> None:
     recipe = td3()
-    assert [t.title for _, t in recipe.objective.at(0).terms()] == ["critic", "actor"]
-    assert [t.title for _, t in recipe.objective.at(1).terms()] == ["critic"]
+    assert [t.title for _, t in recipe.objective.at(0).terms()] == ["critic"]
+    assert [t.title for _, t in recipe.objective.at(1).terms()] == ["critic", "actor"]
     assert recipe.control is not None
     assert recipe.control.target_every == 2
     players, batch = all_players(recipe), control_batch(recipe)
@@ -147,7 +147,7 @@ def test_td3_delays_its_actor_and_its_targets() -> None:
         policy = len(list(players.policy.parameters()))
         changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         moved.append((any(changed[:policy]), any(changed[policy:])))
-    assert moved == [(True, True), (False, True), (True, True), (False, True)]
+    assert moved == [(False, True), (True, True), (False, True), (True, True)]
 
 
 def test_td3_without_its_three_changes_is_ddpg() -> None:

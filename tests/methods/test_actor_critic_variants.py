@@ -118,6 +118,24 @@ def test_quantile_regression_by_hand() -> None:
     assert float(loss) == pytest.approx(0.5 * 0.5**2 / 2 + 0.5 * (3 - 0.5))
 
 
+def test_critics_of_distributions_take_the_weights_of_a_prioritised_replay() -> None:
+    """Weight 2 doubles a row's gradient, weight 0 takes it out."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    batch = gaussian_batch(3).with_columns("episode", replay_weight=numbers(1, 2, 0))
+    batch = batch.with_columns("step", next_quantiles=q[:, 0])
+    for term, signals in (
+        (GaussianReturn(), {"q": q[..., 0], "q_std": q[..., 1].abs()}),
+        (QuantileRegression(), {"quantiles": q}),
+    ):
+        plain = slope(term, batch, **signals)
+        weighted = slope(term.but(weight="replay_weight"), batch, **signals)
+        for name in signals:
+            assert torch.allclose(weighted[name][0], plain[name][0])
+            assert torch.allclose(weighted[name][1], 2 * plain[name][1])
+            assert float(weighted[name][2].abs().max()) == 0.0 < float(plain[name][2].abs().max())
+
+
 def test_the_actor_of_tqc_climbs_the_mean_of_its_quantiles() -> None:
     recipe = tqc()
     players, batch = all_players(recipe), control_batch(recipe)
@@ -229,7 +247,8 @@ def test_actor_temperature_and_targets_of_dsac_t_are_delayed() -> None:
     assert recipe.control is not None
     assert recipe.control.target_every == 2
     assert recipe.control.target_policy
-    assert [t.title for _, t in recipe.objective.at(1).terms()] == ["critic"]
+    assert [t.title for _, t in recipe.objective.at(0).terms()] == ["critic"]
+    assert [t.title for _, t in recipe.objective.at(1).terms()] == ["critic", "actor", "entropy"]
     assert recipe.control == replace(recipe.control, log_std=(-20.0, 0.5))
     dual = recipe.controllers[-1].sized(2, False)
     assert dual.observe(dual.start(), {"q_std/0": 1.0}) == dual.start()  # without the actor's signals it rests

@@ -56,7 +56,7 @@ def test_td3_bc_between_its_limits() -> None:
     action = policy.distribution.mode(policy.raw(observation))
     size = float(players.critic.q(observation, action)[:, 0].detach().abs().mean())
     assert torch.allclose(relative, climbing * 2.5 / size, atol=1e-12)
-    assert [t.title for _, t in cloned.objective.at(1).terms()] == ["critic"]
+    assert [t.title for _, t in cloned.objective.at(0).terms()] == ["critic"]
 
 
 def test_a_relative_bonus_of_nothing_is_finite() -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import huber_loss
 from unipo.episodes import Episodes
 from unipo.objectives.base import Knob, Needs, Objective, Rows, Signals, number, rollouts
 from unipo.objectives.parts import Advantage, Aggregate, TokenMean
-from unipo.objectives.regression import Bellman, Huber, Squared
+from unipo.objectives.regression import Bellman, Huber, Squared, importance
 from unipo.objectives.returns import continues
 
 __all__ = ["GaussianReturn", "QuantileRegression"]
@@ -29,8 +29,9 @@ class GaussianReturn(Objective):
         L   = aggregate( sum_i w_i ( penalty(q_i - y) + s_i sg((s_i^2 - x_i) / (s_i + eps)) ) )
         w_i = m_i^2 / (s_i^2 + eps), within `scale`                       x, w, m detached
 
-    `target`: y [N]. `spreads`: m_i after the batch before (a knob of `MovingMean`; 0: there was none), moved here by `rate`
-    to the mean of s_i in this batch. Departs from the released code, whose Huber function halves x: there s^2 -> E x / 2.
+    `target`: y [N]. `weight` names a column [N], as in `Regression`. `spreads`: m_i after the batch before (a knob of
+    `MovingMean`; 0: there was none), moved here by `rate` to the mean of s_i in this batch. Departs from the released code,
+    whose Huber function halves x: there s^2 -> E x / 2.
     """  # fmt: skip
 
     target: Advantage = Bellman()
@@ -40,11 +41,12 @@ class GaussianReturn(Objective):
     scale: tuple[float, float] = (0.1, 10.0)
     eps: float = 0.1
     penalty: Squared = Huber(50.0)
+    weight: str = ""
     aggregate: Aggregate = TokenMean()
     rows: Rows = rollouts
 
     def own_needs(self) -> Needs:
-        columns = "kind discount terminated next_q_std target_noise"
+        columns = f"kind discount terminated next_q_std target_noise {self.weight}"
         return Needs.of(signals="q q_std", columns=columns)
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
@@ -55,8 +57,8 @@ class GaussianReturn(Objective):
             x = (y + self.drawn(episodes)[:, None] - q).clamp(-self.bound * spread, self.bound * spread).square()
             weight = (spread.square() / (variance + self.eps)).clamp(*self.scale)
             pull = (variance - x) / (std + self.eps)
-        loss = weight * (self.penalty.of(q - y) + std * pull)
-        return self.aggregate.of(loss.sum(-1), episodes), {"value_error": (q - y).square().mean(-1)}
+        loss = importance((weight * (self.penalty.of(q - y) + std * pull)).sum(-1), episodes, self.weight)
+        return self.aggregate.of(loss, episodes), {"value_error": (q - y).square().mean(-1)}
 
     def spread_of(self, std: Tensor) -> Tensor:
         """m [n], with this batch in it; of the first batch its own mean."""
@@ -81,11 +83,12 @@ class QuantileRegression(Objective):
 
     target: Advantage = Bellman(value="next_quantiles")
     delta: float = 1.0
+    weight: str = ""
     aggregate: Aggregate = TokenMean()
     rows: Rows = rollouts
 
     def own_needs(self) -> Needs:
-        return Needs.of(signals="quantiles", columns="kind")
+        return Needs.of(signals="quantiles", columns=f"kind {self.weight}")
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
         theta = signals["quantiles"]
@@ -97,4 +100,5 @@ class QuantileRegression(Objective):
         tilt = (level[:, None] - (y_NnKM < theta_NnKM).to(theta)).abs()
         loss = tilt * huber_loss(theta_NnKM, y_NnKM, reduction="none", delta=self.delta) / self.delta
         error = (theta.mean(-1) - y.mean(-1, keepdim=True)).detach().square().mean(-1)
-        return self.aggregate.of(loss.mean((-2, -1)).sum(-1), episodes), {"value_error": error}
+        loss = importance(loss.mean((-2, -1)).sum(-1), episodes, self.weight)
+        return self.aggregate.of(loss, episodes), {"value_error": error}

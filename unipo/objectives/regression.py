@@ -119,6 +119,13 @@ class AdvantageWeight(Weight):
         return (self.scale * self.advantage(episodes, signals)).exp().clamp(max=self.cap)
 
 
+def importance(loss: Tensor, episodes: Episodes, weight: str) -> Tensor:
+    """`loss` [N] times the column called `weight`, of steps or of episodes; as it is where none is named."""
+    if not weight:
+        return loss
+    return loss * (episodes.expand(weight) if episodes.column(weight).level == "episode" else episodes[weight])
+
+
 # ---- terms -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Regression(Objective):
@@ -142,8 +149,7 @@ class Regression(Objective):
         error = signal - alike(target, signal)
         each = tuple(range(1, error.ndim))
         penalty = self.penalty.of(error).sum(each) if each else self.penalty.of(error)
-        if self.weight:
-            penalty = penalty * episodes[self.weight]
+        penalty = importance(penalty, episodes, self.weight)
         squared = error.detach().square()
         return self.aggregate.of(penalty, episodes), {"value_error": squared.mean(each) if each else squared}
 

@@ -33,7 +33,7 @@ from unipo.critics.recurrent import RecurrentValue
 from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, Player, annotate
 from unipo.learner.policy_step import PolicyOptimiser
-from unipo.objectives import Needs, Objective, Regression, Sum
+from unipo.objectives import GaussianReturn, Needs, Objective, QuantileRegression, Regression, Sum
 from unipo.optimizers import RepeatedSteps
 from unipo.policies.control import ControlPolicy
 from unipo.policies.distributions import (
@@ -135,9 +135,12 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
                policy_optimiser(config, recipe, players, data, who))  # fmt: skip
 
 
+WEIGHTED = (Regression, GaussianReturn, QuantileRegression)
+
+
 def weighted(objective: Objective) -> Objective:
     """With the importance weights of a prioritised replay in its regressions (arXiv 1511.05952, section 3.4)."""
-    terms = [(c, t.but(weight="replay_weight") if isinstance(t, Regression) else t) for c, t in objective.terms()]
+    terms = [(c, t.but(weight="replay_weight") if isinstance(t, WEIGHTED) else t) for c, t in objective.terms()]
     return Sum(weighted=tuple(terms))
 
 
