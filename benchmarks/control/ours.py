@@ -16,12 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from unipo.api import configure, start
+from unipo.sources.environments import make_environment
+from unipo.sources.spaces import ActionSpec
 
-EPISODES = 50
+EPISODES, STARTS = 50, 1_000_000
 HERE = Path(__file__).parent / "ours"
 
 
@@ -49,7 +52,7 @@ def train(algorithm: str, environment: str, steps: int, seed: int) -> tuple[dict
     rows = run.records.metrics
     done = int(rows[-1]["env_steps"])
     curve = [[int(m.get("env_steps", 0)), round(m["eval_return"], 1)] for m in rows if "eval_return" in m]
-    returns = [round(r, 2) for r, _ in measure(EPISODES)]
+    returns = [round(r, 2) for r in final_returns(run.policy, environment)]
     shutil.rmtree(folder, ignore_errors=True)
     skip = ("out", "seed", "task", "method", "tensorboard", "wandb", "device", "video", "record", "dataset", "keep_checkpoints")
     used = {k: getattr(config, k) for k in type(config).__dataclass_fields__ if k not in skip}
@@ -57,6 +60,23 @@ def train(algorithm: str, environment: str, steps: int, seed: int) -> tuple[dict
               "cpu_seconds": round(cpu_seconds, 2), "steps_per_second": round(done / seconds, 1),
               "updates": run.learner.updates, "updates_per_second": round(run.learner.updates / seconds, 1)}  # fmt: skip
     return record, used
+
+
+def final_returns(policy: Any, environment: str) -> list[float]:
+    """50 episodes with the policy's mode, from the same starts as `peers.py`: env.reset(seed=1000000 + i)."""
+    found = []
+    for i in range(EPISODES):
+        env = make_environment(environment)
+        spec, ended, total = ActionSpec.of(env.action_space), False, 0.0
+        observation, _ = env.reset(seed=STARTS + i)
+        while not ended:
+            seen = torch.from_numpy(np.asarray(observation, dtype=np.float32)[None])
+            action, _ = policy.act(seen, torch.zeros(1, 8), deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(spec.native(action.numpy())[0])
+            total, ended = total + float(reward), terminated or truncated
+        found.append(total)
+        env.close()
+    return found
 
 
 def main() -> None:

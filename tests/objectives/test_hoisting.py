@@ -180,7 +180,7 @@ def test_turns_titles_and_coefficients_stay() -> None:
     objective = PPO + 0.3 * Regression(every=2, name="critic")
     after, _ = hoisted(objective, batch())
     assert [(c, t.title, t.every) for c, t in after.terms()] == [(c, t.title, t.every) for c, t in objective.terms()]
-    assert len(after.at(1).terms()) == 2
+    assert len(after.at(0).terms()) == 2
     assert after.needs.signals == objective.needs.signals
     assert "old_value" in after.needs.columns, "the clipped value regression reads it still"
     assert "discount" not in after.needs.columns

@@ -173,15 +173,15 @@ def test_a_target_is_constant() -> None:
 
 
 # ---- terms that take turns -------------------------------------------------------------------------------------------
-def test_a_delayed_term_is_in_every_kth_update_from_the_first() -> None:
+def test_a_delayed_term_is_in_every_kth_update() -> None:
     critic, actor = Regression(name="critic"), Bonus(signal="pathwise_q", every=3, name="actor")
     total = critic + 0.5 * actor
     titles = [[t.title for _, t in total.at(u).terms()] for u in range(7)]
-    assert titles == [["critic", "actor"], ["critic"], ["critic"]] * 2 + [["critic", "actor"]]
-    assert total.at(3) is total
+    assert titles == [["critic"], ["critic"], ["critic", "actor"]] * 2 + [["critic"]]
+    assert total.at(2) is total
     assert "pathwise_q" not in total.at(1).needs.signals
-    assert total.at(3).terms()[1][0] == 0.5
-    assert [actor.at(u) is actor for u in range(4)] == [True, False, False, True]
+    assert total.at(5).terms()[1][0] == 0.5
+    assert [actor.at(u) is actor for u in range(4)] == [False, False, True, False]
     assert actor.at(1) is nothing
 
 
@@ -195,7 +195,7 @@ def test_needs_belong_to_the_record_that_they_were_derived_from() -> None:
     total = soft + Likelihood()
     assert total.needs.signals == {"q", "logp"}
     assert total.at(0).needs is total.needs
-    later = (soft + Likelihood(every=2)).at(1)
+    later = (soft + Likelihood(every=2)).at(0)
     assert later.needs.signals == {"q"}
     assert soft == Regression(target=Bellman(temperature=0.2)), "what was derived is no part of what it is"
     assert with_settings(PolicyGradient(advantage=Bellman(temperature=Knob("a", 1.0))), {}).needs.signals == {"logp"}
