@@ -307,9 +307,7 @@ def _measured(found: Any) -> None:
     """An evaluation in words."""
     m = found.metrics()
     if "return" in m:
-        how = (
-            f"Student's t; {len(found.returns)} episodes of {m['length']:,.1f} steps on average, with the policy's mode"
-        )
+        how = f"bootstrap; {len(found.returns)} episodes of {m['length']:,.1f} steps on average, with the policy's mode"
         shown = f"95 % interval {m['return_low']:,.1f} to {m['return_high']:,.1f} ({how})"
         console.print(f"return [bold]{m['return']:,.1f}[/]  {shown}", highlight=False, soft_wrap=True)
         return

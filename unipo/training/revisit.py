@@ -15,7 +15,7 @@ from torch import Tensor
 from unipo.critics.greedy import load_greedy_policy
 from unipo.policies import RecurrentPolicy, load_control_policy, load_policy, load_recurrent_policy
 from unipo.sources.sampler import Sampler, SamplerSettings
-from unipo.statistics import mean_interval
+from unipo.statistics import bootstrap_interval
 from unipo.training.build_text import load_problems, scorer
 from unipo.training.config import ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.evaluate import Evaluation, evaluate
@@ -124,8 +124,8 @@ class Returns:
     lengths: tuple[int, ...]
 
     def metrics(self) -> dict[str, float]:
-        """Mean return with its 95 % interval (Student's t over episodes), and mean length."""
-        mean, low, high = mean_interval(self.returns)
+        """Mean return with its 95 % bootstrap interval over the episodes, as in the run's own evaluations; mean length."""
+        mean, low, high = bootstrap_interval(self.returns, resamples=2000)
         length = sum(self.lengths) / len(self.lengths)
         return {"return": mean, "return_low": low, "return_high": high, "length": length}
 
