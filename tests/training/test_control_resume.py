@@ -152,6 +152,24 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
+def test_ctrl_c_reaches_the_run_and_not_its_environments(tmp_path: Path) -> None:
+    """A terminal signals the whole group of processes: the environments' go on until the step is done and saved."""
+    out = tmp_path / "run"
+    run = [sys.executable, "-m", "unipo.cli", "run", "ppo", "CartPole-v1", "--asynchronous", "--num-envs", "2", "--no-preset",
+           "--rollout", "64", "--hidden", "8", "--evaluations", "0", "--no-tensorboard", "--out", str(out)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(run, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)  # fmt: skip
+    lines, deadline = out / "metrics.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and not (lines.exists() and len(lines.read_text().splitlines()) > 2):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, told
+    made = len(lines.read_text().splitlines()) - 1
+    assert (out / "checkpoints" / f"step-{made:06d}").exists()
+
+
 # ---- environments that fail ------------------------------------------------------------------------------------------
 class Fragile(gym.Env[Any, Any]):
     """Fails as it is told to in step `fails_at` of its life, unless it has been mended."""

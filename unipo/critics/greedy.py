@@ -28,7 +28,9 @@ class GreedyPolicy(nn.Module):
 
     @property
     def observation_size(self) -> int:
-        return int(self.critic.config["observation_size"])
+        size = self.critic.config["observation_size"]
+        assert isinstance(size, int)
+        return size
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor]:

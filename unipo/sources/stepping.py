@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -81,6 +82,8 @@ class Maker:
     info_columns: tuple[str, ...]
 
     def __call__(self) -> Flattened:
+        if parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to answer: it ends the step and saves
         return Flattened(self.make(), self.index, self.info_columns)
 
 
