@@ -34,7 +34,7 @@ from unipo.training.config import ControlConfig
 
 # ---- a point on a line -----------------------------------------------------------------------------------------------
 GAMMA, TAU, NOISE, STATES, HORIZON = 0.8, 0.02, 0.5, 32, 30
-SCALES = (0.1, 1.0, 10.0)
+SCALES = (0.1, 10.0)
 LINE = ActionSpec("box", 1)
 
 
@@ -113,7 +113,7 @@ def over_scales(recipe: Recipe, rate: float, seed: int, steps: int, alpha: float
 
 
 # ---- sac -------------------------------------------------------------------------------------------------------------
-ALPHA, UPDATES, STEPS, RATE = 0.2, 1000, 4000, 2e-3
+ALPHA, UPDATES, STEPS, RATE = 0.2, 800, 4000, 2e-3
 
 
 def pendulum(recipe: Recipe, seed: int, steps: int) -> float:
@@ -130,7 +130,7 @@ def pendulum(recipe: Recipe, seed: int, steps: int) -> float:
 
 
 def sac_trial(automatic: bool, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """Pendulum, and the point at three scales of its rewards; returns and errors in units of the scale."""
+    """Pendulum, and the point at two scales of its rewards; returns and errors in units of the scale."""
     recipe = sac(gamma=GAMMA, tau=TAU, temperature=ALPHA, automatic=automatic, temperature_rate=1e-2)
     found = over_scales(recipe, RATE, seed, min(steps, UPDATES), ALPHA)
     learning = sac(temperature=ALPHA, automatic=automatic, temperature_rate=1e-3)
@@ -142,11 +142,11 @@ def sac_trial(automatic: bool, rate: float, seed: int, steps: int) -> Mapping[st
 
 # ---- dsac-t ----------------------------------------------------------------------------------------------------------
 def dsac_trial(recipe: Recipe, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """The point at three scales of its rewards; nothing but the scale differs."""
+    """The point at two scales of its rewards; nothing but the scale differs."""
     found = over_scales(recipe, rate, seed, steps, ALPHA)
     return {"worst return": min(f["return"] for f in found), "worst error": max(f["error"] for f in found),
             **{f"error at x{scale:g}": f["error"] for scale, f in zip(SCALES, found, strict=True)},
-            "spread": found[1].get("spread", 0.0)}  # fmt: skip
+            "spread": found[-1].get("spread", 0.0)}  # fmt: skip
 
 
 def likelihood(recipe: Recipe) -> Recipe:
@@ -280,7 +280,7 @@ CLAIMS = (
         ),
         note=f"A noisy point on a line whose reward is multiplied by {SCALES}, {UPDATES} updates on transitions drawn anew, "
         "nothing else changed (temperature by dual ascent, from .2). Error: mean distance of the smaller critic from 64 "
-        "sampled futures, entropy included; spread: sigma over their standard deviation at scale 1 (0: no sigma); returns "
+        "sampled futures, entropy included; spread: sigma over their standard deviation at scale 10 (0: no sigma); returns "
         "are those of sampled actions; all in units of the scale. likelihood: the gradients of a Gaussian likelihood with "
         "draws clipped at 10, as the method's first version, otherwise the same. The paper's tasks are MuJoCo's.",
     ),
