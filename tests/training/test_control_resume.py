@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Callable[[], Recipe], dict[str, Any]]] = {
     "ppo in processes": (lambda: build("ppo", {}, environment=True), {**PPO, "asynchronous": True}),
     "sac": (sac, SAC),
     "dqn": (dqn, DQN),
+    "sac in a file": (sac, {**SAC, "memory_mapped": True, "replay_capacity": 100}),
 }
 
 

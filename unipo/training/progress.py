@@ -76,7 +76,7 @@ class Progress:
 
     def terms(self, row: Mapping[str, float], titles: Sequence[str]) -> None:
         """The effective weight of each term, as the first batch has it."""
-        unit = "steps" if "env_steps" in row else "tokens"
+        unit = "tokens" if "tokens_sampled" in row else "steps"
         table = Table(
             "term", "coefficient", f"{unit} moved", "gradient share", title="what moves the policy (first batch)"
         )
