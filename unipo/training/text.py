@@ -73,7 +73,7 @@ class TextData:
 
     def metrics(self) -> dict[str, float]:
         if self.rollouts is None:
-            return {}
+            return {"tokens_sampled": 0.0}
         dropped = {f"dropped/{k}": float(v) for k, v in self.rollouts.dropped.items() if v}
         return {**self.rollouts.metrics, **dropped, "tokens_sampled": float(self.rollouts.tokens_sampled)}
 
