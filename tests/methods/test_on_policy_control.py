@@ -191,12 +191,14 @@ def test_a_trust_region_step_keeps_its_constraint(actions: Any, max_kl: float) -
     batch, players = fresh(recipe, actions)
     policy, surrogate = players["policy"], policy_term(recipe)
     before = copy.deepcopy(policy)
-    rest, update = optimiser_of(recipe, policy)(batch, recipe.objective)
+    step = optimiser_of(recipe, policy)
+    rest, update = step(batch, recipe.objective)
     assert [t.title for _, t in rest.terms()] == ["ValueRegression"]
     with torch.no_grad():
         old, new = before.raw(batch["observation"]), policy.raw(batch["observation"])
     reached = float(policy.distribution.kl(old, new).mean())
     assert 0.1 * max_kl < reached <= max_kl
+    assert step.facts["kl"] == pytest.approx(reached, rel=1e-9), "the old policy first"
     logp = {"logp": policy.signals(batch, ["logp"])["logp"].detach()}
     assert float(surrogate(batch, logp)) < float(surrogate(batch, {"logp": batch["behavior_logp"]}))
     assert update.grad_norm > 0
