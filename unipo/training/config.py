@@ -326,6 +326,7 @@ class ControlConfig(BaseConfig):
             **super(ControlConfig, self).checks(),
             **{name: (getattr(self, name) >= 1, "at least 1") for name in at_least_one},
             "batch_size": (self.batch_size >= 0, "0 or more"),
+            "device": (self.device in ("auto", "cpu"), "auto or cpu: networks of control are trained on the CPU"),
             "hidden": (all(width >= 1 for width in self.hidden), "widths of at least 1"),
             "activation": (self.activation in ("tanh", "relu", "gelu"), "tanh, relu or gelu"),
             "prioritized": (0 <= self.prioritized <= 1, "in [0, 1]"),
