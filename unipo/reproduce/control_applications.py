@@ -112,14 +112,22 @@ def lot_sizing(arm: Recipe, rate: float, seed: int, steps: int) -> Mapping[str, 
         "learning_rate": rate,
         "eval_episodes": min(20, 1 + steps // 128),
     }
-    rows = trained(arm, "unipo/LotSizing-v0", seed, steps, env_options=COSTS, **settings)
+    rows = trained(arm, "unipo/LotSizing-v0", seed, max(steps, settings["rollout"]), env_options=COSTS, **settings)
     return {"return while learning": MONEY * area(rows), "final return": MONEY * final(rows)}
 
 
 # ---- row 31: a fleet -------------------------------------------------------------------------------------------------
+SHIFT = 30
+
+
 def dispatch(arm: Recipe, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     rows = trained(
-        arm, "unipo/RideDispatch-v0", seed, steps, learning_rate=rate, eval_episodes=min(10, 1 + steps // 30)
+        arm,
+        "unipo/RideDispatch-v0",
+        seed,
+        max(steps, SHIFT),
+        learning_rate=rate,
+        eval_episodes=min(10, 1 + steps // SHIFT),
     )
     half = len(rows) // 2
     return {
