@@ -403,6 +403,7 @@ def reproduce(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
+    from unipo.methods.catalog import fitting_text
     from unipo.sources.control_report import is_control_data
     from unipo.sources.data_report import check
 
@@ -417,12 +418,13 @@ def data(arguments: list[str]) -> int:
     found = check(arguments[1])
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if found.kinds:
-        console.print(f"methods that fit: {', '.join(_fitting(found.kinds))}", highlight=False, soft_wrap=True)
+        console.print(f"methods that fit: {', '.join(fitting_text(found.kinds))}", highlight=False, soft_wrap=True)
     return 0 if found.ok else 1
 
 
 def _control_data(name: str, flags: list[str]) -> int:
     """Recorded episodes of environments: --reference DATASET, --bins N."""
+    from unipo.methods.catalog import fitting_transitions
     from unipo.sources.control_report import check_control
 
     reference, flags = _taken_word(flags, "--reference")
@@ -434,28 +436,9 @@ def _control_data(name: str, flags: list[str]) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
-    fitting = ", ".join(_fitting_control(found.kind)) or "none: recorded data need Box or Discrete actions"
+    fitting = ", ".join(fitting_transitions(found.kind)) or "none: recorded data need Box or Discrete actions"
     console.print(f"methods that fit: {fitting}", highlight=False, soft_wrap=True)
     return 0 if found.ok else 1
-
-
-def _fitting_control(kind: str) -> list[str]:
-    """Methods that learn from recorded transitions with actions of this kind."""
-    from unipo.methods.catalog import METHODS
-
-    specs = {m.slug: m.builder(environment=True)().control for m in METHODS}
-    return sorted(
-        slug for slug, spec in specs.items() if spec is not None and spec.off_policy and kind in spec.action_kinds
-    )
-
-
-def _fitting(kinds: Sequence[str]) -> list[str]:
-    """Methods whose every term can be fed by data of these uses (prompts give rollouts)."""
-    from unipo.methods.catalog import METHODS
-
-    given = {"prompts": "rollout", "rollouts": "rollout", "demonstrations": "demo", "pairs": "pair"}
-    have = {given[k] for k in kinds if k in given}
-    return sorted(m.slug for m in METHODS if set(m.build().kinds) <= have)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -10,7 +10,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -160,6 +160,23 @@ def _titled(recipe: Recipe, slug: str) -> Recipe:
     names = [slug if len(terms) == 1 else f"{slug}:{t.title}" for _, t in terms]
     weighted = tuple((c, t.but(name=n)) for (c, t), n in zip(terms, names, strict=True))
     return recipe.but(objective=(recipe.objective * 1.0).but(weighted=weighted))
+
+
+def fitting_transitions(kind: str) -> list[str]:
+    """Methods that learn from recorded transitions with actions of this kind: categorical, multi_categorical or box."""
+    specs = {m.slug: m.builder(environment=True)().control for m in METHODS}
+    return sorted(
+        slug for slug, spec in specs.items() if spec is not None and spec.off_policy and kind in spec.action_kinds
+    )
+
+
+def fitting_text(kinds: Sequence[str]) -> list[str]:
+    """Methods whose every term can be fed by text data of these uses: prompts (they give rollouts), rollouts,
+    demonstrations, pairs."""
+    given = {"prompts": "rollout", "rollouts": "rollout", "demonstrations": "demo", "pairs": "pair"}
+    have = {given[k] for k in kinds if k in given}
+    recipes = {m.slug: m.build() for m in METHODS}
+    return sorted(slug for slug, recipe in recipes.items() if recipe.for_text and set(recipe.kinds) <= have)
 
 
 def describe(slug: str) -> str:
