@@ -23,7 +23,7 @@ def test_a_scale_multiplies_rewards_and_nothing_else() -> None:
 def test_what_is_judged_is_in_units_of_the_scale() -> None:
     """One policy that does nothing, a critic that says 0: the same return and error at every scale."""
     recipe = sac(gamma=page.GAMMA, temperature=0.0, automatic=False)
-    players, knobs = page.learned(recipe, 0, 1.0, 1e-3, 1)
+    players, knobs = page.learned(recipe, 0, 1.0, page.OF_SAC, 1)
     assert knobs == {}
     with torch.no_grad():
         for p in players.critic.parameters():

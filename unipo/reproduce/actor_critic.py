@@ -34,8 +34,22 @@ from unipo.training.config import ControlConfig
 
 # ---- a point on a line -----------------------------------------------------------------------------------------------
 GAMMA, TAU, NOISE, STATES, HORIZON = 0.8, 0.02, 0.5, 32, 30
-SCALES = (0.1, 10.0)
+ALPHA = 0.2
 LINE = ActionSpec("box", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the point is learned: scales of its reward, updates, transitions in each, learning rate."""
+
+    scales: tuple[float, ...]
+    updates: int
+    batch: int
+    rate: float
+
+
+OF_SAC = Setting((0.1, 1.0, 10.0), 1500, 128, 1e-3)
+OF_DSAC = Setting((0.1, 10.0), 800, 64, 2e-3)
 
 
 def moved(state: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +70,7 @@ def drawn(generator: torch.Generator, scale: float, n: int) -> Episodes:
     return Episodes.flat(step, episode, kind="rollout")
 
 
-def learned(recipe: Recipe, seed: int, scale: float, rate: float, steps: int) -> tuple[Players, dict[str, float]]:
+def learned(recipe: Recipe, seed: int, scale: float, setting: Setting, steps: int) -> tuple[Players, dict[str, float]]:
     """Train on drawn transitions; what came out, and the knobs at the end."""
     spec = recipe.control
     assert spec is not None
@@ -66,12 +80,13 @@ def learned(recipe: Recipe, seed: int, scale: float, rate: float, steps: int) ->
     settings = ControlConfig(hidden=(32, 32), activation="relu", orthogonal=False)
     players = make_players(settings, recipe, spec, 1, LINE)
     learner = Learner(trained_players(recipe, spec, players), LearnerSettings(
-        learning_rate=rate, value_learning_rate=rate, betas=(0.9, 0.999), clip_norm=float("inf"), fused=True))  # fmt: skip
+        learning_rate=setting.rate, value_learning_rate=setting.rate, betas=(0.9, 0.999), clip_norm=float("inf"),
+        fused=True))  # fmt: skip
     who, states = annotators(spec, players), {c.knob: c.start() for c in recipe.controllers}
     slow = [(players.slow_critic, players.critic), (players.slow_policy, players.policy)]
     for step in range(steps):
         knobs = {c.knob: c.setting(states[c.knob], step) for c in recipe.controllers}
-        batch = annotate(drawn(generator, scale, 64), recipe.needs, who, 1 << 20)
+        batch = annotate(drawn(generator, scale, setting.batch), recipe.needs, who, 1 << 20)
         update = learner.update(batch, with_settings(recipe.objective, knobs))
         for c in recipe.controllers:
             states[c.knob] = c.observe(states[c.knob], update.means())
@@ -103,17 +118,17 @@ def judged(players: Players, seed: int, scale: float, temperature: float, rollou
     return found
 
 
-def over_scales(recipe: Recipe, rate: float, seed: int, steps: int, alpha: float) -> list[dict[str, float]]:
-    """What is judged, at every scale; `alpha`: the temperature where no controller turns it."""
+def over_scales(recipe: Recipe, setting: Setting, seed: int, steps: int) -> list[dict[str, float]]:
+    """What is judged, at every scale, after at most `steps` updates."""
     found = []
-    for scale in SCALES:
-        players, knobs = learned(recipe, seed, scale, rate, steps)
-        found.append({**judged(players, seed, scale, knobs.get("temperature", alpha)), **knobs})
+    for scale in setting.scales:
+        players, knobs = learned(recipe, seed, scale, setting, min(steps, setting.updates))
+        found.append({**judged(players, seed, scale, knobs.get("temperature", ALPHA)), **knobs})
     return found
 
 
 # ---- sac -------------------------------------------------------------------------------------------------------------
-ALPHA, UPDATES, STEPS, RATE = 0.2, 800, 4000, 2e-3
+STEPS = 5000
 
 
 def pendulum(recipe: Recipe, seed: int, steps: int) -> float:
@@ -121,7 +136,7 @@ def pendulum(recipe: Recipe, seed: int, steps: int) -> float:
     assert recipe.control is not None
     with tempfile.TemporaryDirectory() as folder:
         settings = {**recipe.control.settings, "method": "sac", "task": "Pendulum-v1", "out": str(Path(folder) / "run"),
-                    "seed": seed, "total_timesteps": steps, "rollout": min(steps, 1000), "learning_rate": 1e-3, "batch_size": 128,
+                    "seed": seed, "total_timesteps": steps, "rollout": min(steps, 1000), "learning_rate": 1e-3,
                     "hidden": (64, 64), "evaluations": 1, "checkpoints": 1, "tensorboard": False}  # fmt: skip
         run = build_control(ControlConfig(**settings), recipe, Console(file=io.StringIO()))
         run.train()
@@ -130,11 +145,11 @@ def pendulum(recipe: Recipe, seed: int, steps: int) -> float:
 
 
 def sac_trial(automatic: bool, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """Pendulum, and the point at two scales of its rewards; returns and errors in units of the scale."""
-    recipe = sac(gamma=GAMMA, tau=TAU, temperature=ALPHA, automatic=automatic, temperature_rate=1e-2)
-    found = over_scales(recipe, RATE, seed, min(steps, UPDATES), ALPHA)
+    """Pendulum, and the point at three scales of its rewards; returns and errors in units of the scale."""
+    recipe = sac(gamma=GAMMA, tau=TAU, temperature=ALPHA, automatic=automatic, temperature_rate=5e-3)
+    found = over_scales(recipe, OF_SAC, seed, steps)
     learning = sac(temperature=ALPHA, automatic=automatic, temperature_rate=1e-3)
-    each = list(zip(SCALES, found, strict=True))
+    each = list(zip(OF_SAC.scales, found, strict=True))
     return {"pendulum": pendulum(learning, seed, steps), "worst return": min(f["return"] for f in found),
             **{f"return at x{scale:g}": f["return"] for scale, f in each},
             **{f"temperature at x{scale:g}": f.get("temperature", ALPHA) for scale, f in each}}  # fmt: skip
@@ -143,9 +158,9 @@ def sac_trial(automatic: bool, rate: float, seed: int, steps: int) -> Mapping[st
 # ---- dsac-t ----------------------------------------------------------------------------------------------------------
 def dsac_trial(recipe: Recipe, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """The point at two scales of its rewards; nothing but the scale differs."""
-    found = over_scales(recipe, rate, seed, steps, ALPHA)
+    found = over_scales(recipe, OF_DSAC, seed, steps)
     return {"worst return": min(f["return"] for f in found), "worst error": max(f["error"] for f in found),
-            **{f"error at x{scale:g}": f["error"] for scale, f in zip(SCALES, found, strict=True)},
+            **{f"error at x{scale:g}": f["error"] for scale, f in zip(OF_DSAC.scales, found, strict=True)},
             "spread": found[-1].get("spread", 0.0)}  # fmt: skip
 
 
@@ -236,9 +251,9 @@ CLAIMS = (
             Expectation(arm="sac", metric="pendulum", least=-200.0),
             Expectation(arm="sac", metric="worst return", than="fixed temperature", least=0.1),
         ),
-        note=f"Pendulum-v1, {STEPS} steps, networks of 64 x 64, batches of 128, rate 1e-3, mean return of 10 episodes of the "
-        f"mode. Scales: a noisy point on a line whose reward is multiplied by {SCALES}, {UPDATES} updates on transitions "
-        "drawn anew, nothing else changed; the return is that of sampled actions, in units of the scale. Both arms start at "
+        note=f"Pendulum-v1, {STEPS} steps, networks of 64 x 64, rate 1e-3, mean return of 10 episodes of the mode. Scales: a "
+        f"noisy point on a line whose reward is multiplied by {OF_SAC.scales}, {OF_SAC.updates} updates on transitions drawn "
+        "anew, nothing else changed; the return is that of sampled actions, in units of the scale. Both arms start at "
         f"temperature {ALPHA}. The paper's tasks are MuJoCo's; there the scale also decides how much is explored, here it "
         "does not.",
     ),
@@ -270,18 +285,19 @@ CLAIMS = (
         statement=find("dsac-t").claim,
         arms={"dsac-t": DSAC, "likelihood": likelihood(DSAC), "sac": SAC},
         trial=dsac_trial,
-        steps=UPDATES,
+        steps=OF_DSAC.updates,
         tune="worst return",
-        grid=(RATE,),
+        grid=(OF_DSAC.rate,),
         expectations=(
             Expectation(arm="likelihood", metric="worst error", than="dsac-t", least=0.0),
             Expectation(arm="dsac-t", metric="worst return", than="sac", least=-0.05),
             Expectation(arm="dsac-t", metric="spread", least=0.9, most=1.1),
         ),
-        note=f"A noisy point on a line whose reward is multiplied by {SCALES}, {UPDATES} updates on transitions drawn anew, "
-        "nothing else changed (temperature by dual ascent, from .2). Error: mean distance of the smaller critic from 64 "
-        "sampled futures, entropy included; spread: sigma over their standard deviation at scale 10 (0: no sigma); returns "
-        "are those of sampled actions; all in units of the scale. likelihood: the gradients of a Gaussian likelihood with "
-        "draws clipped at 10, as the method's first version, otherwise the same. The paper's tasks are MuJoCo's.",
+        note=f"A noisy point on a line whose reward is multiplied by {OF_DSAC.scales}, {OF_DSAC.updates} updates on "
+        "transitions drawn anew, nothing else changed (temperature by dual ascent, from .2). Error: mean distance of the "
+        "smaller critic from 64 sampled futures, entropy included; spread: sigma over their standard deviation at scale 10 (0: "
+        "no sigma); returns are those of sampled actions; all in units of the scale. likelihood: the gradients of a Gaussian "
+        "likelihood with draws clipped at 10, as the method's first version, otherwise the same. The paper's tasks are "
+        "MuJoCo's.",
     ),
 )
