@@ -34,7 +34,8 @@ def mirror(steps: int) -> Arm:
 def trial(arm: Arm, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """One run on CartPole: the mean return while it learned, and of the policy at the end."""
     rollout = max(32, steps // (ITERATIONS * SETTINGS["num_envs"]))
-    rows = trained(arm.build(rate), "CartPole-v1", seed, steps, learning_rate=rate, rollout=rollout, **SETTINGS)
+    timesteps = max(steps, rollout * SETTINGS["num_envs"])
+    rows = trained(arm.build(rate), "CartPole-v1", seed, timesteps, learning_rate=rate, rollout=rollout, **SETTINGS)
     return {"return while learning": area(rows), "final return": final(rows)}
 
 
