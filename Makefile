@@ -8,7 +8,7 @@ TEST_FLAGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1 $(BIN)/python -m pip install -qq
-CODE := unipo tests scripts
+CODE := unipo tests scripts benchmarks
 
 # Threads that wait for work sleep instead of spinning: on a busy machine this is the difference between 0.7 s and 7 s an update.
 export OMP_WAIT_POLICY ?= passive

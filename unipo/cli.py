@@ -346,24 +346,15 @@ def methods(arguments: list[str]) -> int:
     if "--json" in arguments:
         print(json.dumps([e.as_dict() for e in entries], indent=1))
         return 0
+    shown = ("row", "method", "family", "state", "tests", "verdict", "title")[: 7 if console.width >= 100 else 6]
     table = Table()
-    for name in ("row", "method", "family", "state", "tests", "verdict", "title"):
-        table.add_column(
-            name,
-            no_wrap=True,
-        )
+    for name in shown:
+        table.add_column(name, no_wrap=True, min_width={"row": 3, "state": 7, "verdict": 14}.get(name))
     for e in entries:
         color = {"works": "green", "partial": "yellow"}.get(e.state, "dim")
         row = "" if e.row is None else str(e.row)
-        table.add_row(
-            row,
-            e.slug,
-            e.family,
-            f"[{color}]{e.state}[/]",
-            str(e.tests or ""),
-            e.verdict or "",
-            e.title[: max(8, console.width - 92)],
-        )
+        cells = (row, e.slug, e.family, f"[{color}]{e.state}[/]", str(e.tests or ""), e.verdict or "", e.title)
+        table.add_row(*cells[: len(shown)])
     console.print(table)
     states = [e.state for e in entries]
     console.print(
