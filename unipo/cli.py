@@ -353,7 +353,15 @@ def methods(arguments: list[str]) -> int:
     for e in entries:
         color = {"works": "green", "partial": "yellow"}.get(e.state, "dim")
         row = "" if e.row is None else str(e.row)
-        cells = (row, e.slug, e.family, f"[{color}]{e.state}[/]", str(e.tests or ""), e.verdict or "", e.title)
+        cells = (
+            row,
+            e.slug,
+            e.family,
+            f"[{color}]{e.state}[/]",
+            str(e.tests or ""),
+            e.verdict or "",
+            e.title[: console.width - 84],
+        )
         table.add_row(*cells[: len(shown)])
     console.print(table)
     states = [e.state for e in entries]
