@@ -54,7 +54,19 @@ def train(algorithm: str, environment: str, steps: int, seed: int) -> tuple[dict
     curve = [[int(m.get("env_steps", 0)), round(m["eval_return"], 1)] for m in rows if "eval_return" in m]
     returns = [round(r, 2) for r in final_returns(run.policy, environment)]
     shutil.rmtree(folder, ignore_errors=True)
-    skip = ("out", "seed", "task", "method", "tensorboard", "wandb", "device", "video", "record", "dataset", "keep_checkpoints")
+    skip = (
+        "out",
+        "seed",
+        "task",
+        "method",
+        "tensorboard",
+        "wandb",
+        "device",
+        "video",
+        "record",
+        "dataset",
+        "keep_checkpoints",
+    )
     used = {k: getattr(config, k) for k in type(config).__dataclass_fields__ if k not in skip}
     record = {"seed": seed, "returns": returns, "curve": curve, "steps": done, "seconds": round(seconds, 2),
               "cpu_seconds": round(cpu_seconds, 2), "steps_per_second": round(done / seconds, 1),
@@ -85,13 +97,14 @@ def main() -> None:
     parser.add_argument("environment")
     parser.add_argument("--total-timesteps", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = [train(given.algorithm, given.environment, given.total_timesteps, seed) for seed in range(given.seeds)]
-    HERE.mkdir(exist_ok=True)
+    given.out.mkdir(exist_ok=True)
     record = {"algorithm": given.algorithm, "environment": given.environment, "total_steps": given.total_timesteps,
               "library": "unipo", "settings": found[0][1], "seeds": [r for r, _ in found]}  # fmt: skip
-    path = HERE / f"{given.algorithm}-{given.environment.replace('/', '_')}.json"
+    path = given.out / f"{given.algorithm}-{given.environment.replace('/', '_')}.json"
     path.write_text(json.dumps(record, indent=1, default=str) + "\n")
     scores = [round(sum(r["returns"]) / len(r["returns"]), 1) for r in record["seeds"]]
     print(f"{path.name}: {scores}, {[r['steps_per_second'] for r in record['seeds']]} steps/s")
