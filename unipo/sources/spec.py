@@ -93,6 +93,11 @@ class ControlSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def acts_apart(self) -> bool:
+        """Whether it asks for something in acting that text has not: another policy, older batches, entries of info."""
+        return self.behaviour is not None or self.keep_best or self.batches > 1 or bool(self.info_columns)
+
+    @property
     def action_kinds(self) -> frozenset[str]:
         """Of box, categorical and multi_categorical: the actions that actor, critic and backup know."""
         greedy = self.backup in ("greedy", "double")
