@@ -51,7 +51,9 @@ class Recipe:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
         asked = {s for s in self.needs.signals if ":" not in s}
         acting = self.control is not None and self.control.acts_apart
-        return asked <= TEXT_SIGNALS and "discount" not in self.needs.columns and self.policy_step is None and not acting
+        return (
+            asked <= TEXT_SIGNALS and "discount" not in self.needs.columns and self.policy_step is None and not acting
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from unipo.learner import Learner
-from unipo.methods.catalog import BY_SLUG, METHODS, STUDIES, build
+from unipo.methods.catalog import METHODS, STUDIES, build
 from unipo.reproduce import CLAIMS, bandits, gradients, mixed, offline, online, reproduce_claim
 from unipo.reproduce.claim import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, Claim
 from unipo.reproduce.network import NetworkPolicy

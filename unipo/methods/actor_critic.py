@@ -53,7 +53,7 @@ SHARES = {"all": AllComponents(), "max": BestComponent()}
 
 
 def dqn(*, gamma: float = 0.99, double: bool = False, dueling: bool = False, huber: float = 1.0, tau: float = 1.0,
-        target_every: int = 100, epsilon: float = 0.05, exploration: float = 0.3) -> Recipe:  # fmt: skip
+        target_every: int = 250, epsilon: float = 0.05, exploration: float = 0.3) -> Recipe:  # fmt: skip
     """Deep Q-learning (Mnih et al. 2015), with a slow copy for the target.
 
         y = r + gamma (1 - d) max_a Q_t(s', a)              double: Q_t(s', argmax_a Q(s', a))   (arXiv 1509.06461)
