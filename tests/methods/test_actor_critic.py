@@ -94,15 +94,17 @@ def chain() -> tuple[Episodes, Tensor]:
 
 def test_fitted_q_reaches_the_fixed_point_of_the_bellman_equation() -> None:
     """A table trained by the recipe: the exact Q, by updates of the learner and copies of the target."""
+    torch.manual_seed(0)
     batch, best = chain()
     recipe, critic = dqn(gamma=0.9), DiscreteQ(4, 2, hidden=()).double()
     slow = copy.deepcopy(critic).requires_grad_(False)
-    learner = Learner({"critic": critic}, LearnerSettings(learning_rate=0.02, value_learning_rate=0.02, clip_norm=1e9))
+    settings = LearnerSettings(value_learning_rate=0.03, clip_norm=1e9, schedule="linear", total_updates=1500)
+    learner = Learner({"critic": critic}, settings)
     for update in range(1, 1501):
         learner.update(annotate(batch, recipe.needs, {"next": GreedyBackup(slow)}, 99), recipe.objective)
         if update % 10 == 0:
             polyak(slow, critic, 1.0)
-    assert torch.allclose(critic.values(torch.eye(4, dtype=torch.float64))[:, 0], best, atol=1e-2)
+    assert torch.allclose(critic.values(torch.eye(4, dtype=torch.float64))[:, 0], best, atol=2e-3)
 
 
 def test_dqn_is_linear_in_large_errors() -> None:
