@@ -16,7 +16,8 @@ INTRODUCTION = """\
 # What was claimed, and what we measured
 
 Each row of the catalog that `unipo methods` calls `works` has a small experiment here: the claim of its paper, with the
-library's own recipes, on tasks small enough that success rates are exact sums. `unipo reproduce METHOD` repeats it.
+library's own recipes, on tasks small enough that success rates are exact sums, or in runs of a minute in an environment.
+`unipo reproduce METHOD` repeats it.
 
 A verdict is decided by a rule that was fixed before the experiment. A claim has parts, each a difference between two arms
 with bounds. *Reproduced*: the whole 95 % interval (Student's t, paired by seed) lies within the bounds for every part.

@@ -167,7 +167,7 @@ class Run:
         for drawn in self.data.batches(self.step, version):
             batch = self._annotated(drawn)
             for update in self._updates(batch):
-                first, last = first or update, update
+                first, last = _fuller(first, update), update
         self.step += 1
         if batch is not None:
             self.data.learned(batch, self.step)
@@ -371,6 +371,12 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _fuller(first: Update | None, update: Update) -> Update:
+    """The update that the ledger reads: the first of a step in which most terms have their turn."""
+    terms = 0 if first is None else len(first.coefficients.terms)
+    return first if first is not None and terms >= len(update.coefficients.terms) else update
 
 
 @contextmanager
