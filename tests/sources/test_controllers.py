@@ -29,9 +29,8 @@ def test_a_ramp_is_linear_and_then_constant() -> None:
     assert Ramp(knob="x", value=1.0, final=3.0, steps=0).setting({}, 1) == 3.0
 
 
-@pytest.mark.parametrize("logarithmic", [False, True])
-def test_the_dual_variable_is_adam_on_its_logarithm(logarithmic: bool) -> None:
-    """torch's Adam on log alpha with the loss alpha * (limit - log pi), or log alpha * (...), reading by reading."""
+def test_the_dual_variable_is_adam_on_its_logarithm() -> None:
+    """torch's Adam on log alpha with the loss alpha * (limit - log pi), reading by reading."""
     readings = [3.0, 2.0, -4.0, 1.0, 0.0, -1.0, 5.0, 5.0]
     limit, rate = 1.5, 0.02
     log = torch.tensor(math.log(0.3), dtype=torch.float64, requires_grad=True)
@@ -39,10 +38,10 @@ def test_the_dual_variable_is_adam_on_its_logarithm(logarithmic: bool) -> None:
     expected = [0.3]
     for x in readings:
         adam.zero_grad()
-        ((log if logarithmic else log.exp()) * (limit - x)).backward()
+        (log.exp() * (limit - x)).backward()
         adam.step()
         expected.append(math.exp(log.item()))
-    dual = DualAscent(knob="alpha", value=0.3, limit=limit, learning_rate=rate, logarithmic=logarithmic)
+    dual = DualAscent(knob="alpha", value=0.3, limit=limit, learning_rate=rate)
     assert turned(dual, readings) == pytest.approx(expected, rel=1e-12)
 
 

@@ -113,15 +113,13 @@ def soft(critic: Objective, control: ControlSpec, alpha: float | Knob, every: in
     return Recipe(objective=critic + actor + (-1.0 * alpha) * entropy, controllers=controllers, control=control)
 
 
-def dual(temperature: float, rate: float, entropy_target: float, logarithmic: bool = False) -> DualAscent:
+def dual(temperature: float, rate: float, entropy_target: float) -> DualAscent:
     """The controller of the knob `temperature`; `entropy_target` per action dimension."""
-    return DualAscent(
-        knob="temperature", value=temperature, learning_rate=rate, limit=-entropy_target, logarithmic=logarithmic
-    )
+    return DualAscent(knob="temperature", value=temperature, learning_rate=rate, limit=-entropy_target)
 
 
 def sac(*, gamma: float = 0.99, tau: float = 0.005, temperature: float = 1.0, automatic: bool = True,
-        entropy_target: float = -1.0, temperature_rate: float = 3e-4, logarithmic: bool = False) -> Recipe:  # fmt: skip
+        entropy_target: float = -1.0, temperature_rate: float = 3e-4) -> Recipe:  # fmt: skip
     """Soft actor-critic (arXiv 1812.05905, eq. 5, 7 and 18), twin critics, temperature by dual ascent.
 
         y     = r + gamma (1 - d) (min_j Q_tj(s', a') - alpha log pi(a'|s')),    a' ~ pi(s')
@@ -130,14 +128,13 @@ def sac(*, gamma: float = 0.99, tau: float = 0.005, temperature: float = 1.0, au
         alpha : rises while the entropy is below the target, by Adam on log alpha
 
     `entropy_target`: per action dimension (the paper's -dim(A)). Of discrete actions expectations are exact sums and the
-    target is 0.98 log(choices) (arXiv 1910.07207). `logarithmic`: the loss of the temperature is linear in log alpha, as
-    in Stable-Baselines3, and not in alpha: it falls faster once it is small.
+    target is 0.98 log(choices) (arXiv 1910.07207).
     """
     alpha = Knob("temperature", temperature) if automatic else temperature
     critic = Regression(target=Bellman(temperature=alpha), name="critic")
     control = ControlSpec(actor="squashed", state_std=True, critic="q", off_policy=True, gamma=gamma, backup="soft",
                           tau=tau, settings=OFF_POLICY)  # fmt: skip
-    controllers = (dual(temperature, temperature_rate, entropy_target, logarithmic),) if automatic else ()
+    controllers = (dual(temperature, temperature_rate, entropy_target),) if automatic else ()
     return soft(critic, control, alpha, controllers=controllers)
 
 

@@ -159,8 +159,7 @@ class DualAscent(Controller):
 
     With metric="pathwise_logp" it is SAC's temperature (arXiv 1812.05905, eq. 18): the gradient of x is
     exp(x) * (limit - metric). `value`: where the multiplier starts. `limit`: per action dimension, so that 1 is the entropy
-    target -dim(A); of discrete actions it is -0.98 log(choices) (arXiv 1910.07207). `logarithmic`: the gradient of x is
-    limit - metric alone, that of x * (limit - metric), as most implementations have it: steps do not shrink with exp(x).
+    target -dim(A); of discrete actions it is -0.98 log(choices) (arXiv 1910.07207).
     """
 
     every_update: ClassVar[bool] = True
@@ -168,7 +167,6 @@ class DualAscent(Controller):
     metric: str = "pathwise_logp"
     limit: float = 1.0
     learning_rate: float = 3e-4
-    logarithmic: bool = False
 
     def sized(self, actions: int, discrete: bool) -> Controller:
         return replace(self, limit=-0.98 * math.log(actions) if discrete else self.limit * actions)
@@ -183,7 +181,7 @@ class DualAscent(Controller):
         x = metrics.get(self.metric, math.nan)
         if not math.isfinite(x):
             return state
-        gradient = (1.0 if self.logarithmic else math.exp(state["log"])) * (self.limit - x)
+        gradient = math.exp(state["log"]) * (self.limit - x)
         count = state["count"] + 1
         mean = 0.9 * state["mean"] + 0.1 * gradient
         square = 0.999 * state["square"] + 0.001 * gradient * gradient

@@ -72,7 +72,7 @@ def filmable(make: Make) -> None:
         drawn: Any = env.render() if "rgb_array" in env.metadata.get("render_modes", []) else None
         env.close()
     except gym.error.DependencyNotInstalled as error:
-        raise TaskEnvironmentError(f'the environment cannot be drawn: {error}') from error
+        raise TaskEnvironmentError(f"the environment cannot be drawn: {error}") from error
     except TaskEnvironmentError:
         raise
     except Exception as error:
