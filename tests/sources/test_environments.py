@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -418,3 +419,12 @@ def test_a_process_that_dies_is_named() -> None:
     collector = counting(num=2, asynchronous=True, trouble="exit")
     with pytest.raises(EnvironmentFailure, match=r"environment 0.*process ended"):
         collector.collect(9, zeros, 0)
+
+
+def test_mujoco_says_nothing_about_how_models_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_environment("HalfCheetah-v5").reset(seed=0)
+    assert "WARNING" not in "".join(capfd.readouterr())
+    assert not list(tmp_path.iterdir())

@@ -43,6 +43,8 @@ def make_environment(name: str, **options: Any) -> gym.Env[Any, Any]:
     if ":" in name and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
+        if name in gym.registry and "mujoco" in str(gym.registry[name].entry_point):
+            _mujoco_warns_once()
         env = gym.make(name, disable_env_checker=True, **options)
     except ModuleNotFoundError as error:
         raise TaskEnvironmentError(
@@ -62,6 +64,18 @@ def make_environment(name: str, **options: Any) -> gym.Env[Any, Any]:
     ObservationSpec.of(env.observation_space)
     ActionSpec.of(env.action_space)
     return env
+
+
+def _mujoco_warns_once() -> None:
+    """MuJoCo's warnings as Python's, and not a line each time and a file in the working directory; those about how a model
+    file is written are for its authors."""
+    mujoco = import_module("mujoco")
+
+    def warn(message: str) -> None:
+        if "is deprecated" not in message:
+            warnings.warn(f"MuJoCo: {message}", stacklevel=2)
+
+    mujoco.set_mju_user_warning(warn)
 
 
 def _register_ours() -> None:
