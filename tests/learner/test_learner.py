@@ -24,7 +24,7 @@ from unipo.objectives import (
     everything,
     rollouts,
 )
-from unipo.objectives.parts import Plain
+from unipo.objectives.advantages import Plain
 
 
 def test_a_sum_of_losses_has_the_gradient_of_plain_autograd() -> None:

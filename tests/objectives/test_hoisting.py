@@ -35,9 +35,9 @@ from unipo.objectives import (
     hoisted,
     rollouts,
 )
+from unipo.objectives.advantages import Advantage
 from unipo.objectives.base import Category
 from unipo.objectives.hoisting import Stored
-from unipo.objectives.parts import Advantage
 
 LENGTHS = [3, 1, 4, 2, 2, 1]
 

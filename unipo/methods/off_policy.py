@@ -52,7 +52,7 @@ from unipo.objectives import (
     TwoSideMask,
     rollouts,
 )
-from unipo.objectives.parts import Constant
+from unipo.objectives.advantages import Constant
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.filters import MixedOutcomes
 

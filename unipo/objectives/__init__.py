@@ -1,5 +1,7 @@
 """The algebra of objectives: parts, terms, sums, `but`, `needs`."""
 
+from unipo.objectives.advantages import *
+from unipo.objectives.aggregates import *
 from unipo.objectives.base import (
     Category,
     Knob,
@@ -22,9 +24,10 @@ from unipo.objectives.base import (
 )
 from unipo.objectives.distributional import *
 from unipo.objectives.hoisting import Stored, hoisted
-from unipo.objectives.parts import *
+from unipo.objectives.masks import *
 from unipo.objectives.pathwise import *
 from unipo.objectives.post_decision import *
 from unipo.objectives.regression import *
 from unipo.objectives.returns import *
 from unipo.objectives.terms import *
+from unipo.objectives.weights import *

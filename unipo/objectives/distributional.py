@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage
+from unipo.objectives.aggregates import Aggregate, TokenMean
 from unipo.objectives.base import Knob, Needs, Objective, Rows, Signals, number, rollouts
-from unipo.objectives.parts import Advantage, Aggregate, TokenMean
 from unipo.objectives.regression import Bellman, Huber, Squared, importance
 from unipo.objectives.returns import continues
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage
 from unipo.objectives.base import Needs, Objective, Signals, Sum, _at, _paths, _put
-from unipo.objectives.parts import Advantage
 
 
 @dataclass(frozen=True)

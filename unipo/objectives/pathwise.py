@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
+from unipo.objectives.aggregates import Aggregate, TokenMean
 from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, rollouts
-from unipo.objectives.parts import Aggregate, TokenMean
 from unipo.objectives.terms import Bonus
 
 __all__ = ["AllComponents", "BestComponent", "Cloning", "Components", "RelativeBonus", "Router"]

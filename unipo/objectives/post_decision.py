@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage
 from unipo.objectives.base import Needs, Signals
-from unipo.objectives.parts import Advantage
 
 __all__ = ["AfterDecision", "DecisionReturn", "Excess", "LargerOf", "PostDecisionValue"]
 

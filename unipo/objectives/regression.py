@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage
+from unipo.objectives.aggregates import Aggregate, TokenMean
 from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, rollouts
-from unipo.objectives.parts import Advantage, Aggregate, TokenMean, Weight
 from unipo.objectives.returns import ValueTarget, continues, step_rewards
+from unipo.objectives.weights import Weight
 
 __all__ = [
     "ActionAdvantage", "AdvantageWeight", "Bellman", "Expectile", "Huber", "Regression", "SmallestOf", "Squared",

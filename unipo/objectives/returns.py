@@ -13,8 +13,8 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage, Scale
 from unipo.objectives.base import Needs, Signals
-from unipo.objectives.parts import Advantage, Scale
 
 __all__ = ["DiscountedReturn", "GeneralisedAdvantage", "ValueTarget", "continues", "gae_of", "step_rewards"]
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage
+from unipo.objectives.aggregates import Aggregate, EpisodeMean, TokenMean
 from unipo.objectives.base import (
     Knob,
     Needs,
@@ -21,7 +23,8 @@ from unipo.objectives.base import (
     pairs,
     rollouts,
 )
-from unipo.objectives.parts import Advantage, AdvantageMask, Aggregate, EpisodeMean, One, TokenMean, Weight
+from unipo.objectives.masks import AdvantageMask
+from unipo.objectives.weights import One, Weight
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

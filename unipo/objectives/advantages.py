@@ -1,0 +1,235 @@
+"""What a step is worth: outcomes of episodes, centres, scales, and the advantages that they make.
+
+Every part is a frozen record called with `(episodes, signals)`; the maths is in `unipo.functional`, a part only says which
+columns it is applied to. Shapes: [N] steps, [E] episodes of the rows that a term claims. The slots of `PolicyGradient`
+detach advantage, weight and mask, so parts need no stop-gradient of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.objectives.base import Knob, Needs, Part, Signals, number
+
+__all__ = [
+    "Advantage",
+    "AffineOutcome",
+    "BatchMean",
+    "BatchStd",
+    "BetaScale",
+    "Center",
+    "Constant",
+    "GroupMean",
+    "GroupStd",
+    "LeaveOneOut",
+    "Normalised",
+    "Outcome",
+    "Plain",
+    "Scale",
+    "ShapedOutcome",
+    "Whitened",
+]
+
+
+# ---- what an episode is worth: [E] ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Outcome(Part):
+    """R [E]: the column `reward` summed over the episode's steps (or as it is where it lives on episodes)."""
+
+    column: str = "reward"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        level = episodes.column(self.column).level
+        return episodes[self.column] if level == "episode" else episodes.reduce(self.column, to="episode")
+
+
+@dataclass(frozen=True)
+class ShapedOutcome(Part):
+    """R - coefficient * sum_t log(pi / other): the KL to `other` inside the reward, with the current policy, detached."""
+
+    coefficient: float | Knob
+    other: str = "reference"
+    outcome: Part = Outcome()
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.other}_logp", signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        log_ratio = signals["logp"].detach() - episodes[f"{self.other}_logp"]
+        return self.outcome(episodes, signals) - number(self.coefficient) * episodes.reduce(log_ratio)
+
+
+@dataclass(frozen=True)
+class AffineOutcome(Part):
+    """scale * R + shift, such as 2 R - 1 for a verifier's 0 and 1."""
+
+    scale: float = 2.0
+    shift: float = -1.0
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return self.scale * self.outcome(episodes, signals) + self.shift
+
+
+# ---- centres and scales: [E] values -> [E] --------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Center(Part):
+    """What is subtracted: `of(values [E], episodes) -> [E]`. This one subtracts nothing."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.zeros_like(values)
+
+
+@dataclass(frozen=True)
+class GroupMean(Center):
+    """Mean over the group, plus a `shift` (AsymRE's baseline is shifted down)."""
+
+    shift: float | Knob = 0.0
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        mean = F.group_mean(values, episodes.index("group", "episode"), episodes.count("group"))
+        return mean + number(self.shift)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Center):
+    """Mean over the other members of the group."""
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return F.leave_one_out_mean(values, episodes.index("group", "episode"), episodes.count("group"))
+
+
+@dataclass(frozen=True)
+class BatchMean(Center):
+    """Mean over all rows of the term."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return F.batch_mean(values)
+
+
+@dataclass(frozen=True)
+class Constant(Center):
+    """A number: a known baseline, or a knob that a controller sets to a running mean."""
+
+    value: float | Knob
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.full_like(values, number(self.value))
+
+
+@dataclass(frozen=True)
+class Scale(Part):
+    """What is divided by: `of(values [E], episodes) -> [E]`. This one divides by 1."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.ones_like(values)
+
+
+@dataclass(frozen=True)
+class GroupStd(Scale):
+    """Standard deviation over the group plus `eps`, with Bessel's correction unless `ddof` is 0."""
+
+    eps: float = 1e-6
+    ddof: int = 1
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        index, n = episodes.index("group", "episode"), episodes.count("group")
+        return _with_eps(F.group_std(values, index, n, unbiased=self.ddof == 1), self.eps)
+
+
+@dataclass(frozen=True)
+class BatchStd(Scale):
+    """Standard deviation over all rows of the term plus `eps`."""
+
+    eps: float = 1e-6
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return _with_eps(F.batch_std(values), self.eps)
+
+
+def _with_eps(std: Tensor, eps: float) -> Tensor:
+    """std + eps, but exactly 0 where nothing varies: `normalize` then gives 0 there, whatever the centre."""
+    return torch.where(std > 0, std + eps, std)
+
+
+@dataclass(frozen=True)
+class BetaScale(Scale):
+    """BNPO (arXiv 2506.02864): the Beta density at the group's success rate, its parameters fitted over the batch.
+
+    `parameters` fixes (alpha, beta) instead of fitting them.
+    """
+
+    parameters: tuple[float, float] | None = None
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        rate = episodes.reduce(values, to="group", how="mean", level="episode").clamp(0.0, 1.0)
+        alpha, beta = self.parameters or F.beta_parameters(rate)
+        return episodes.expand(F.beta_scale(rate, alpha, beta), to="episode", level="group")
+
+
+# ---- advantages: [N] -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Advantage(Part):
+    """Any advantage slot: one number per step. This one is 1 everywhere: likelihood, not policy gradient."""
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return torch.ones(episodes.count("step"), device=episodes.device)
+
+
+@dataclass(frozen=True)
+class Plain(Advantage):
+    """A_n = the value of the step's episode."""
+
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes.expand(self.outcome(episodes, signals))
+
+
+@dataclass(frozen=True)
+class Normalised(Advantage):
+    """A_n = (R - center) / scale of the step's episode; centre and scale are chosen independently.
+
+    A group of one and a group of equal rewards have advantage exactly 0, whatever rounding does to their mean and
+    standard deviation (only where the centre is their own group's mean).
+    """
+
+    center: Center = GroupMean()
+    scale: Scale = Scale()
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        values = self.outcome(episodes, signals)
+        centre, scale = self.center.of(values, episodes), self.scale.of(values, episodes)
+        return episodes.expand(F.normalize(values, centre, scale))
+
+
+@dataclass(frozen=True)
+class Whitened(Advantage):
+    """Another advantage less its mean over all steps, divided by `scale`; 0 where all are equal."""
+
+    advantage: Advantage
+    scale: Scale = BatchStd()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        values = self.advantage(episodes, signals)
+        if len(values) < 2:
+            return values
+        return F.normalize(values, F.batch_mean(values), self.scale.of(values, episodes))

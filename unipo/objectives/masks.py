@@ -1,0 +1,116 @@
+"""Which steps may move the policy: bool [N], a function of the advantage's sign and of ratios."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.objectives.base import Knob, Needs, Part, Signals, number
+from unipo.objectives.weights import TokenRatio
+
+__all__ = [
+    "AdvantageMask",
+    "ClipMask",
+    "DualClipMask",
+    "Product",
+    "RingMask",
+    "SuccessGate",
+    "TwoSideMask",
+    "success_rate",
+]
+
+
+@dataclass(frozen=True)
+class AdvantageMask(Part):
+    """A mask that looks at the sign of the advantage: `of(advantage, episodes, signals) -> bool [N]`."""
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return torch.ones_like(advantage, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class ClipMask(AdvantageMask):
+    """PPO's clip as a mask: 0 where A > 0 and r > 1 + high, or A < 0 and r < 1 - low."""
+
+    low: float | Knob = 0.2
+    high: float | Knob = 0.2
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.clip_mask(self.ratio(episodes, signals), advantage, number(self.low), number(self.high))
+
+
+@dataclass(frozen=True)
+class DualClipMask(AdvantageMask):
+    """Additionally 0 where A < 0 and r > limit."""
+
+    limit: float | Knob = 3.0
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.dual_clip_mask(self.ratio(episodes, signals), advantage, number(self.limit))
+
+
+@dataclass(frozen=True)
+class TwoSideMask(AdvantageMask):
+    """0 where the ratio is outside [1 - low, 1 + high], whatever the advantage."""
+
+    low: float | Knob = 0.2
+    high: float | Knob = 0.2
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.two_side_mask(self.ratio(episodes, signals), number(self.low), number(self.high))
+
+
+@dataclass(frozen=True)
+class RingMask(AdvantageMask):
+    """Kept: the ratio in [1 - low, 1 + high], or so far out on the side of its advantage that it may come back."""
+
+    low: float = 0.2
+    high: float = 0.2
+    outer_low: float = 0.6
+    outer_high: float = 2.0
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        ratio = self.ratio(episodes, signals)
+        return F.ring_mask(ratio, advantage, self.low, self.high, self.outer_low, self.outer_high)
+
+
+@dataclass(frozen=True)
+class SuccessGate(AdvantageMask):
+    """Kept: steps of groups whose mean reward is above `threshold`."""
+
+    threshold: float = 0.0
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward")
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes.expand(success_rate(episodes) > self.threshold, level="group")
+
+
+def success_rate(episodes: Episodes) -> Tensor:
+    """[G]: the mean reward of each group's rollouts; 0 for a group without any."""
+    acted = episodes.category("kind", "rollout")
+    reward = torch.where(acted, episodes["reward"], 0.0)
+    total = episodes.reduce(reward, to="group", level="episode")
+    return total / episodes.reduce(acted.to(total), to="group", level="episode").clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Product(AdvantageMask):
+    """Masks that must all hold."""
+
+    masks: tuple[AdvantageMask, ...] = ()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        kept = torch.ones_like(advantage, dtype=torch.bool)
+        for mask in self.masks:
+            kept = kept & mask.of(advantage, episodes, signals)
+        return kept
