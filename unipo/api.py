@@ -99,14 +99,19 @@ def finish(run: Run) -> Run:
 
 
 def compare(methods: Sequence[str], task: str, seeds: int = 3, out: str = "runs/compare", console: Console | None = None,
-            **settings: Any) -> list[Path]:  # fmt: skip
-    """Run each method with seeds 0 .. seeds-1 at equal settings; finished runs in `out` are kept. Returns the folders."""
+            preset: bool = True, **settings: Any) -> list[Path]:  # fmt: skip
+    """Run each method with seeds 0 .. seeds-1; finished runs in `out` are kept. Returns the folders.
+
+    `settings` are those of all; what they leave open is each method's own, and in environments its `preset` where one is
+    known: methods with a preset then meet methods without.
+    """
     folders = []
     for method in methods:
         for seed in range(seeds):
             place = f"{out}/{method.replace('*', 'x')}-s{seed}"
-            config, recipe = configure(method, task, {}, seed=seed, out=place, **settings)
+            config, recipe = configure(method, task, {}, preset, seed=seed, out=place, **settings)
             folders.append(config.folder)
+            _same_settings(config)
             if (config.folder / "final").exists():
                 continue
             if (config.folder / "config.yaml").exists():
@@ -114,3 +119,17 @@ def compare(methods: Sequence[str], task: str, seeds: int = 3, out: str = "runs/
             else:
                 finish(start(config, recipe, console))
     return folders
+
+
+def _same_settings(config: BaseConfig) -> None:
+    """Raises ConfigError where the folder of `config` holds a run with other settings: it must not stand for this one."""
+    path = config.folder / "config.yaml"
+    if not path.exists():
+        return
+    there, asked = yaml.safe_load(path.read_text()), yaml.safe_load(config.to_yaml())
+    other = [name for name in asked if there.get(name) != asked[name]]
+    if other:
+        told = ", ".join(f"{name} {there.get(name)} instead of {asked[name]}" for name in other[:3])
+        raise ConfigError(
+            f"{config.folder} holds a run with other settings ({told}): choose another --out, or delete it"
+        )

@@ -173,18 +173,25 @@ def _literal(text: str) -> Any:
 
 def run(arguments: list[str]) -> int:
     from unipo.api import finish, start
-    from unipo.training.presets import preset_of
 
     config, recipe = _parsed("run", arguments)
     made = start(config, recipe, console)
     console.print(
         f"[bold]{config.method}[/] on [bold]{config.task}[/], seed {config.seed}, in {config.folder}", highlight=False
     )
-    fields, keywords = preset_of(config.method, config.task)
-    if (fields or keywords) and "--no-preset" not in arguments:
-        told = ", ".join(f"{k} {v}" for k, v in {**fields, **keywords}.items())
-        console.print(f"preset for this environment (--no-preset for none): {told}", highlight=False, soft_wrap=True)
+    if "--no-preset" not in arguments:
+        _tell_preset(config.method, config.task)
     return _finished(finish(made))
+
+
+def _tell_preset(method: str, task: str) -> None:
+    """Which settings of a pair are not the method's own, where there are such."""
+    from unipo.training.presets import preset_of
+
+    fields, keywords = preset_of(method, task)
+    if fields or keywords:
+        told = ", ".join(f"{k} {v}" for k, v in {**fields, **keywords}.items())
+        console.print(f"preset of {method} on {task} (--no-preset for none): {told}", highlight=False, soft_wrap=True)
 
 
 def resume(arguments: list[str]) -> int:
@@ -239,6 +246,7 @@ def compare(arguments: list[str]) -> int:
     for method in methods:
         parse_method(method)
     seeds, flags = _taken(flags, "--seeds", 3)
+    preset, flags = "--no-preset" not in flags, [f for f in flags if f != "--no-preset"]
     default, _ = api.configure(methods[0], task, {}, preset=False)
     config = tyro.cli(type(default), prog="unipo compare METHODS TASK --seeds K", args=flags, default=default)
     out = config.out or f"runs/compare-{Path(task).stem.replace(':', '_')}"
@@ -248,7 +256,9 @@ def compare(arguments: list[str]) -> int:
         for n in type(default).__dataclass_fields__
         if n not in skip and (v := getattr(config, n)) != getattr(default, n)
     }
-    folders = api.compare(methods, task, seeds, out, console, **changed)
+    for method in methods if preset else ():
+        _tell_preset(method, task)
+    folders = api.compare(methods, task, seeds, out, console, preset=preset, **changed)
     console.print(comparison_table(folders))
     console.print(
         f"report  [bold]{write_report(folders, Path(out) / 'report.html')}[/]", highlight=False, soft_wrap=True

@@ -16,6 +16,8 @@ from unipo.sources.spec import ControlSpec, RolloutSpec
 KINDS = ("rollout", "demo", "pair")
 TEXT_SIGNALS = frozenset({"logp", "entropy", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
+TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "reward"})
+"""What text data have; columns with the name of a policy in front of a signal of text are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +51,10 @@ class Recipe:
     @property
     def for_text(self) -> bool:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
-        asked = {s for s in self.needs.signals if ":" not in s}
+        signals = {s for s in self.needs.signals if ":" not in s}
+        columns = {c for c in self.needs.columns if c.partition("_")[2] not in TEXT_SIGNALS}
         acting = self.control is not None and self.control.acts_apart
-        return (
-            asked <= TEXT_SIGNALS and "discount" not in self.needs.columns and self.policy_step is None and not acting
-        )
+        return signals <= TEXT_SIGNALS and columns <= TEXT_COLUMNS and self.policy_step is None and not acting
 
     @property
     def kinds(self) -> tuple[str, ...]:

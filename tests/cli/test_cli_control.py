@@ -222,3 +222,15 @@ def test_resume_and_evaluate_say_what_is_missing(tmp_path: Path, capsys: pytest.
     assert unipo("resume", str(tmp_path / "run")) == 0
     assert unipo("evaluate", str(tmp_path / "run"), "--episodes", "0") == 1
     assert "expected at least 1" in said(capsys)
+
+
+def test_compare_takes_presets_or_none_and_keeps_no_run_of_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", "ppo,a2c", "CartPole-v1", "--seeds", "1", *PPO, "--out", str(tmp_path / "c")]
+    assert unipo(*arguments) == 0
+    assert "preset of" not in said(capsys)
+    assert unipo(*arguments, "--num-envs", "4") == 1
+    told = said(capsys)
+    assert "holds a run with other settings (num_envs 2 instead of 4" in told
+    assert "--out" in told

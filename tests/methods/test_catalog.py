@@ -86,3 +86,20 @@ def test_kin_are_the_general_method_with_other_parts() -> None:
     assert changed.rollouts.group == 3
     with pytest.raises(TypeError, match="no part has"):
         build("grpo", {}).but(nonsense=1)
+
+
+def test_a_method_says_what_it_is_for() -> None:
+    for_text = {m.slug for m in METHODS if m.build().for_text}
+    assert {"grpo", "dpo", "sft", "ppo", "reinforce", "a2c"} <= for_text
+    assert not for_text & {
+        "sac",
+        "dqn",
+        "iql",
+        "trpo",
+        "props",
+        "ospo",
+        "fleet-ppo",
+        "grpo-ride",
+        "pdppo",
+        "esg-portfolio",
+    }

@@ -162,3 +162,11 @@ def test_no_evaluations_are_none() -> None:
 def test_settings_that_cannot_be_right_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ControlConfig(**wrong)
+
+
+def test_options_of_the_environment_add_up() -> None:
+    """What the method asks of its environment stays where the user sets something else, and gives way where he sets it."""
+    kept = configure("esg-portfolio", "unipo/PortfolioWeights-v0", {}, env_options={"days": 50})[0]
+    assert kept.env_options == {"kappa": 5.0, "days": 50}  # type: ignore[attr-defined]
+    changed = configure("esg-portfolio", "unipo/PortfolioWeights-v0", {}, env_options={"kappa": 0.0})[0]
+    assert changed.env_options == {"kappa": 0.0}  # type: ignore[attr-defined]

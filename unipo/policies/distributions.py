@@ -177,8 +177,8 @@ class MultiCategorical:
 
 # ---- Gaussian ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class Gaussian:
-    """Diagonal Gaussian on all of R^A; raw = [mean, log_std] [N, 2A], action [N, A]."""
+class _LocationScale:
+    """What Gaussians, squashed or not, have in common: raw = [mean, log_std] [N, 2A], a normal number per component."""
 
     size: int
     discrete: ClassVar[bool] = False
@@ -201,6 +201,11 @@ class Gaussian:
 
     def initial(self, log_std: float) -> Tensor:
         return torch.cat([torch.zeros(self.size), torch.full((self.size,), log_std)])
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian(_LocationScale):
+    """Diagonal Gaussian on all of R^A; raw = [mean, log_std] [N, 2A], action [N, A]."""
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         mean, log_std = raw.chunk(2, -1)
@@ -225,36 +230,15 @@ class Gaussian:
 
 
 @dataclass(frozen=True, slots=True)
-class SquashedGaussian:
+class SquashedGaussian(_LocationScale):
     """tanh of a diagonal Gaussian, on (-1, 1)^A; raw = [mean, log_std] [N, 2A], the log-std clamped to its bounds.
 
     `logp` of an action inverts the tanh, as far as rounding left something to invert near the bounds;
     `sample_with_logp` is exact everywhere. The mode is tanh(mean). KL is that of the Gaussians: tanh is a bijection.
     """
 
-    size: int
     log_std_low: float = -20.0
     log_std_high: float = 2.0
-    discrete: ClassVar[bool] = False
-
-    @property
-    def parameters(self) -> int:
-        return 2 * self.size
-
-    @property
-    def free(self) -> int:
-        return self.size
-
-    @property
-    def noise(self) -> int:
-        return self.size
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        return (self.size,)
-
-    def initial(self, log_std: float) -> Tensor:
-        return Gaussian(self.size).initial(log_std)
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = raw.chunk(2, -1)

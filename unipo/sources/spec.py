@@ -46,6 +46,10 @@ class EpsilonGreedy(Exploration):
     end: float = 0.05
     share: float = 0.1
 
+    def epsilon(self, done: float) -> float:
+        """Epsilon after a share `done` of the run, in [0, 1]."""
+        return self.start + (self.end - self.start) * min(1.0, done / max(self.share, 1e-12))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSpec:
@@ -94,8 +98,10 @@ class ControlSpec:
 
     @property
     def acts_apart(self) -> bool:
-        """Whether it asks for something in acting that text has not: another policy, older batches, entries of info."""
-        return self.behaviour is not None or self.keep_best or self.batches > 1 or bool(self.info_columns)
+        """Whether it asks for something in acting that text has not: another policy, older batches, entries of info, options
+        of the environment."""
+        asked = self.info_columns or "env_options" in self.settings
+        return self.behaviour is not None or self.keep_best or self.batches > 1 or bool(asked)
 
     @property
     def action_kinds(self) -> frozenset[str]:

@@ -152,9 +152,7 @@ class EnvironmentData:
         if not started:
             return collector.random_act
         if isinstance(self.policy, GreedyPolicy) and isinstance(self.spec.explore, EpsilonGreedy):
-            explore = self.spec.explore
-            done = min(1.0, collector.env_steps / max(1.0, explore.share * self.config.total_timesteps))
-            self.policy.epsilon = explore.start + done * (explore.end - explore.start)
+            self.policy.epsilon = self.spec.explore.epsilon(collector.env_steps / self.config.total_timesteps)
         act: Act = self.policy.act
         return act
 

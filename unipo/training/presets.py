@@ -34,7 +34,9 @@ def control_config(recipe: Recipe, preset: Mapping[str, Any], **settings: Any) -
             f"{settings.get('method')!r} is not for environments such as {settings.get('task')}: take a method whose "
             "`unipo show` says so, such as ppo, sac or dqn"
         )
+    layers = (recipe.control.settings, preset, settings)
     merged = {**recipe.control.settings, **preset, **settings}
+    merged["env_options"] = {k: v for layer in layers for k, v in layer.get("env_options", {}).items()}
     known = ControlConfig.__dataclass_fields__
     unknown = [name for name in merged if name not in known]
     if unknown:
