@@ -44,8 +44,8 @@ format: $(STAMP)  ## rewrite the code as `make lint` wants it
 docs: $(STAMP)  ## build/docs: the pages of docs/ and the reference from the docstrings, as HTML; fails on a broken link
 	$(BIN)/python scripts/build_docs.py --out build/docs
 
-bench: $(STAMP)  ## times of the hot paths on this machine
-	$(BIN)/python scripts/bench.py
+bench: $(STAMP)  ## speed beside pinned peers (QUICK=1: under five minutes; ROWS="grpo-s1 ppo-cartpole": only these)
+	$(BIN)/python -m benchmarks.bench $(ROWS) $(if $(QUICK),--quick)
 
 clean:  ## remove what was built (not .venv, not runs/)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,57 @@
+"""Speed beside pinned peers: `make bench`, `make bench QUICK=1`, `make bench ROWS="grpo-s1 dpo-d1"`. See benchmarks/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.harness import Row, Runner, measure, run_fresh
+from benchmarks.peers import install
+from benchmarks.report import record, table, write
+
+PARTS = ("benchmarks.text.rows", "benchmarks.control.rows")
+ROWS: tuple[Row, ...] = tuple(row for part in PARTS if find_spec(part) for row in import_module(part).ROWS)
+LATEST = Path(__file__).parent / "results" / "latest.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="fewer turns and smaller work: all rows in minutes")
+    parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
+    given = parser.parse_args(arguments)
+    bench(chosen(ROWS, given.rows), run_fresh, given.quick, given.out, Console())
+
+
+def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these names (all when there are none). Raises SystemExit for an unknown one."""
+    unknown = sorted(set(names) - {row.name for row in rows})
+    if unknown:
+        raise SystemExit(f"no row is called {', '.join(unknown)}; there are {', '.join(row.name for row in rows)}")
+    return [row for row in rows if not names or row.name in names]
+
+
+def bench(rows: Sequence[Row], run: Runner, quick: bool, out: Path, console: Console) -> None:
+    """Measure row by row, write after every one, print one table."""
+    missing, records = install(), []
+    for name, why in missing.items():
+        console.print(f"{name} could not be installed: {why}", style="yellow")
+    for row in rows:
+        start = time.perf_counter()
+        made = measure(row, run, quick, missing)
+        records.append(record(made, quick))
+        write(out, records[-1:])
+        console.print(f"{row.name}: {time.perf_counter() - start:.0f} s", style="dim", highlight=False)
+        for name, why in made.failed.items():
+            console.print(f"  {name}: {why}", style="yellow", highlight=False, markup=False)
+    console.print(table(records))
+
+
+if __name__ == "__main__":
+    main()
