@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import OURS, home
+from benchmarks.peers import OURS, ROOT, home
 from unipo.statistics import bootstrap_interval
 
 CONTENDERS = 1.3
@@ -133,7 +133,7 @@ def run_fresh(side: Side, quick: bool, threads: int) -> Result:
     place = home(side.home)
     command = [str(place.python), *side.arguments(quick)]
     environment = {**place.environment(threads), **side.environment}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"]
         raise SideFailed(f"exit {done.returncode}: {said[-1][:300]}")
