@@ -1,6 +1,6 @@
 """Critics: V and Q in their forms, and the players that join a critic with a policy."""
 
-from unipo.critics.action_value import DiscreteQ, GaussianQ, QEnsemble, QuantileQ, polyak
+from unipo.critics.action_value import DiscreteQ, GaussianQ, QEnsemble, QuantileQ
 from unipo.critics.backups import (
     ComponentBackup,
     DeterministicBackup,
@@ -13,6 +13,7 @@ from unipo.critics.backups import (
 )
 from unipo.critics.pathwise import Pathwise
 from unipo.critics.recurrent import RecurrentValue
+from unipo.critics.targets import Target, polyak
 from unipo.critics.value import ValueCritic
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "RecurrentValue",
     "SmoothedBackup",
     "SoftBackup",
+    "Target",
     "ValueCritic",
     "polyak",
 ]

@@ -1,6 +1,6 @@
-"""Q(s, a): ensembles of action values, distributional critics, and the slow update of targets.
+"""Q(s, a): ensembles of action values, and distributional critics.
 
-A target is copy.deepcopy(critic).requires_grad_(False), moved by `polyak`. Every critic has
+Every critic has
 `q(observation [N, d], action, frozen=False)` -> [N, n] for its n members; frozen: with detached weights, so that the gradient
 flows to the action only.
 """
@@ -190,11 +190,3 @@ class QuantileQ(_Ensemble):
         refuse_unknown(names, self.emits)
         quantiles = self.quantiles(episodes["observation"], episodes["action"])
         return {name: quantiles if name == "quantiles" else quantiles.mean(-1) for name in names}
-
-
-@torch.no_grad()
-def polyak(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau online, every parameter, in place; buffers are copied. `tau` 1 copies all."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
-    for mine, theirs in zip(target.buffers(), online.buffers(), strict=True):
-        mine.copy_(theirs)

@@ -13,18 +13,21 @@ do not depend on current signals (`Objective.linear`). Pass 3 skips episodes who
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unipo.critics import Target
 from unipo.episodes import Episodes
 from unipo.learner.annotate import emitted
 from unipo.learner.coefficients import Coefficients, coefficients
+from unipo.learner.compiled import CompiledUpdates
 from unipo.learner.player import Player
-from unipo.objectives import Objective
+from unipo.learner.update import Update
+from unipo.objectives import Objective, with_settings
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -36,7 +39,8 @@ class LearnerSettings:
     `token_budget`: padded tokens per micro-batch (prompt included); any value gives the same gradient.
     `schedule`: of the learning rate after `warmup` updates, over `total_updates`: constant, linear or cosine to 0.
     `clip_norm`: largest gradient norm (inf: no clipping). `value_learning_rate`: of value heads and critics. `fused`: one
-    kernel for the whole optimiser step (other rounding, many times faster for small networks).
+    kernel for the whole optimiser step (other rounding, many times faster for small networks). `autocast`: off or bfloat16.
+    `compiled`: updates of single steps are one graph (`unipo.learner.compiled`).
     """
 
     learning_rate: float = 1e-3
@@ -51,6 +55,7 @@ class LearnerSettings:
     total_updates: int = 0
     token_budget: int = 8192
     autocast: str = "off"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -68,48 +73,19 @@ class LearnerSettings:
         return 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-@dataclass(frozen=True)
-class Update:
-    """What one update did: the coefficients, the signals [N] they belong to (NaN where a step was skipped), norms."""
-
-    episodes: Episodes
-    coefficients: Coefficients
-    signals: Mapping[str, Tensor]
-    tokens_computed: int
-    grad_norm: float = 0.0
-    learning_rate: float = 0.0
-    passes: int = 1
-
-    def means(self) -> Mapping[str, float]:
-        """The mean of every signal, for controllers that turn a knob at every update."""
-        return SignalMeans(self.signals)
-
-
-@dataclass(frozen=True)
-class SignalMeans(Mapping[str, float]):
-    """Means of signals, computed when they are asked for: of `name`, or of member j alone as `name/j`."""
-
-    signals: Mapping[str, Tensor]
-
-    def __getitem__(self, key: str) -> float:
-        name, _, member = key.partition("/")
-        signal = self.signals[name]
-        return float((signal[:, int(member)] if member else signal).mean())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.signals)
-
-    def __len__(self) -> int:
-        return len(self.signals)
-
-
 @dataclass
 class Learner:
-    """Trains `players` by one optimiser; `monitor` names signals that are computed only to be reported."""
+    """Trains `players` by one optimiser; `monitor` names signals that are computed only to be reported.
+
+    `prepare`: computes the columns of a batch that depend on the networks as they are, at the beginning of every update; None
+    where batches come with them. `targets`: slow copies that move at the end of every update.
+    """
 
     players: Mapping[str, Player]
     settings: LearnerSettings = field(default_factory=LearnerSettings)
     monitor: tuple[str, ...] = ()
+    prepare: Callable[[Episodes], Episodes] | None = None
+    targets: tuple[Target, ...] = ()
     updates: int = 0
 
     def __post_init__(self) -> None:
@@ -118,6 +94,7 @@ class Learner:
             self._groups(), lr=s.learning_rate, betas=s.betas, eps=s.eps, fused=s.fused or None
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.compiled = CompiledUpdates(self) if s.compiled else None
 
     def _groups(self) -> list[dict[str, Any]]:
         """Weight decay for matrices only; a learning rate of their own for value heads and for players without policy."""
@@ -141,7 +118,7 @@ class Learner:
     # ---- the gradient ------------------------------------------------------------------------------------------------
     def gradient(self, episodes: Episodes, objective: Objective) -> Update:
         """Add dL/dtheta to `.grad` of the parameters; returns what it was made of."""
-        names = sorted(objective.needs.signals | {m for m in self.monitor if self._owner(m)})
+        episodes, names = self._prepared(episodes), self._names(objective)
         split = episodes.split(self.settings.token_budget, self._cost(episodes))
         if len(split) <= 1:
             return self._one_graph(episodes, objective, names)
@@ -153,6 +130,21 @@ class Learner:
                    emitted(episodes, own, self._cast(player), self.settings.token_budget).items()}  # fmt: skip
         found = coefficients(objective, episodes, signals)
         return self._second_pass(episodes, objective, found, sorted(objective.needs.signals), signals, 2)
+
+    def look(self, episodes: Episodes, objective: Objective) -> tuple[Episodes, dict[str, Tensor], Coefficients]:
+        """The first half of an update in one graph: the batch with its columns, its signals, and their coefficients."""
+        episodes = self._prepared(episodes)
+        signals = self._signals(episodes, self._names(objective))
+        return episodes, signals, coefficients(objective, episodes, signals)
+
+    def _prepared(self, episodes: Episodes) -> Episodes:
+        if self.prepare is None:
+            return episodes
+        with torch.autocast(episodes.device.type, torch.bfloat16, enabled=self.settings.autocast != "off"):
+            return self.prepare(episodes)
+
+    def _names(self, objective: Objective) -> list[str]:
+        return sorted(objective.needs.signals | {m for m in self.monitor if self._owner(m)})
 
     def _one_graph(self, episodes: Episodes, objective: Objective, names: list[str]) -> Update:
         signals = self._signals(episodes, names)
@@ -185,15 +177,24 @@ class Learner:
         return Update(episodes, found, seen, computed, passes=passes)
 
     # ---- the step ----------------------------------------------------------------------------------------------------
-    def update(self, episodes: Episodes, objective: Objective) -> Update:
+    def update(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float] | None = None) -> Update:
         """One optimiser step; a batch without any coefficient moves nothing, not even by momentum or weight decay.
 
         (Otherwise it would depend on the micro-batch split: episodes without coefficient are skipped by pass 3 and so have
-        no gradient, in one graph they have a gradient of 0.) Raises FloatingPointError, before anything is changed, when
-        the gradient is not finite.
+        no gradient, in one graph they have a gradient of 0.) `settings`: of the knobs in the objective (their defaults where
+        none is given). Raises FloatingPointError, before anything is changed, when the gradient is not finite.
         """
+        turned = {k: (settings or {}).get(k, default) for k, default in objective.knobs.items()}
+        made = self.compiled.update(episodes, objective, turned) if self.compiled is not None else None
+        made = made or self.move(episodes, objective, turned)
+        self.updates += 1
+        return made
+
+    def move(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> Update:
+        """`update` without counting it, one operation at a time."""
         self.optimizer.zero_grad(set_to_none=True)
-        made = self.gradient(episodes, objective.at(self.updates))
+        now = objective.at(self.updates)
+        made = self.gradient(episodes, with_settings(now, settings) if settings else now)
         if made.coefficients.silent:
             self.optimizer.zero_grad(set_to_none=True)
         norm = float(nn.utils.clip_grad_norm_(self.parameters(), self.settings.clip_norm))
@@ -207,9 +208,10 @@ class Learner:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         self.optimizer.step()
-        self.updates += 1
-        return Update(made.episodes, made.coefficients, made.signals, made.tokens_computed, norm,
-                      self.settings.learning_rate * rate, made.passes)  # fmt: skip
+        for target in self.targets:
+            if target.due(self.updates + 1):
+                target.move()
+        return replace(made, grad_norm=norm, learning_rate=self.settings.learning_rate * rate)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
@@ -217,6 +219,8 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = int(state["updates"])
+        if self.compiled is not None:
+            self.compiled.forget()
 
     # ---- players -----------------------------------------------------------------------------------------------------
     def _owner(self, name: str) -> Player | None:

@@ -108,6 +108,11 @@ class Part:
             needs = needs | part.needs
         return needs
 
+    @cached_property
+    def knobs(self) -> dict[str, float]:
+        """Every knob in it, with its default."""
+        return knobs_of(self)
+
     def but(self, **changes: Any) -> Self:
         """The same with other parts: in this record where it has such fields, else in the one part inside that has them."""
         return _but(self, changes)

@@ -7,6 +7,7 @@ once, on the whole batch, stored as a column, and its place in the objective is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.objectives.advantages import Advantage
-from unipo.objectives.base import Needs, Objective, Signals, Sum, _at, _paths, _put
+from unipo.objectives.base import Needs, Objective, Signals, Sum, _at, _paths, _put, with_settings
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Stored(Advantage):
         return episodes[self.column]
 
 
-def hoisted(objective: Objective, episodes: Episodes) -> tuple[Objective, Episodes]:
+def hoisted(objective: Objective, episodes: Episodes,
+            settings: Mapping[str, float] | None = None) -> tuple[Objective, Episodes]:  # fmt: skip
     """The same objective with every advantage and target that reads no signal evaluated on `episodes`, and these with
     the columns it reads instead. Each is evaluated on the rows of its own term, as it would be otherwise; scales that
-    normalise over a batch do so over the whole one.
+    normalise over a batch do so over the whole one. `settings`: of the knobs in what is evaluated; the others stay.
 
     Raises ValueError for a term that still looks along episodes: minibatches of steps would change what it means.
     """
@@ -46,7 +48,7 @@ def hoisted(objective: Objective, episodes: Episodes) -> tuple[Objective, Episod
             if not isinstance(part, Advantage) or isinstance(part, Stored) or part.needs.signals:
                 continue
             name = f"hoisted/{i}/{'.'.join(map(str, path))}"
-            values = part(mine, {})
+            values = with_settings(part, settings or {})(mine, {})
             if steps is not None:
                 blank = torch.full((episodes.count("step"),), torch.nan, dtype=values.dtype, device=values.device)
                 values = blank.index_put((steps,), values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from unipo.critics import (
     QuantileQ,
     SmoothedBackup,
     SoftBackup,
+    Target,
     ValueCritic,
 )
 from unipo.critics.backups import ComponentBackup
@@ -59,7 +61,7 @@ from unipo.sources.spec import ActionNoise, ControlSpec
 from unipo.sources.transitions import Prioritised, TransitionReplay
 from unipo.training.adapted import Adapted
 from unipo.training.config import ConfigError, ControlConfig
-from unipo.training.control import Best, EnvironmentData, Joined, Target
+from unipo.training.control import Best, EnvironmentData, Joined
 from unipo.training.fingerprint import fingerprint
 from unipo.training.loop import Run
 from unipo.training.progress import Progress
@@ -126,10 +128,13 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
     data = make_data(config, spec, environments, players)
     data.needs = Needs.of(columns="old_next_value" if "old_value" in recipe.needs.columns else "")
     trained = trained_players(recipe, spec, players)
-    learner = Learner(trained, learner_settings(config, recipe, spec), monitor=_monitored(players))
+    who = annotators(spec, players)
+    prepare = None
+    if spec.off_policy and recipe.epochs == 1:
+        prepare = partial(annotate, needs=recipe.needs | data.needs, policies=who, token_budget=config.token_budget)
+    learner = Learner(trained, learner_settings(config, recipe, spec), _monitored(players), prepare, data.targets)
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    who = annotators(spec, players)
     return Run(config, folder, recipe, players.policy, who, learner, data, Records(folder),
                Progress(config.steps, console), fingerprint(config), modules(players),
                policy_optimiser(config, recipe, players, data, who))  # fmt: skip
@@ -339,9 +344,10 @@ def learner_settings(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -
         per_step = config.rollout * config.updates / config.train_every
     else:
         per_step = recipe.epochs * (-(-steps // config.batch_size) if config.batch_size else 1)
+    planned = int(config.steps * per_step)
     return LearnerSettings(
         learning_rate=config.learning_rate, value_learning_rate=config.value_learning_rate or config.learning_rate,
         weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=config.adam_eps, fused=True, clip_norm=config.clip_norm,
-        warmup=config.warmup, schedule=config.schedule, total_updates=int(config.steps * per_step),
-        token_budget=config.token_budget,
+        warmup=config.warmup, schedule=config.schedule, total_updates=planned,
+        token_budget=config.token_budget, autocast=config.autocast, compiled=config.compiles(planned),
     )  # fmt: skip

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from unipo.critics import polyak
+from unipo.critics import Target
 from unipo.critics.greedy import GreedyPolicy
 from unipo.episodes import Episodes
 from unipo.learner import Update
@@ -29,16 +29,6 @@ WARM_UP = 512
 """Random steps that observation statistics start from."""
 Evaluate = Callable[[int], Sequence[tuple[float, int]]]
 """(number of episodes) -> (return, length) of each, with the policy as it is now."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A slow copy: moved to `online` by `tau` every `every` updates."""
-
-    slow: nn.Module
-    online: nn.Module
-    tau: float
-    every: int
 
 
 @dataclass
@@ -88,7 +78,7 @@ class EnvironmentData:
         if self.normaliser is not None:
             self.normaliser.update(observations)
             for target in self.targets:
-                polyak(target.slow, target.online, 1.0)
+                replace(target, tau=1.0).move()
 
     def batches(self, step: int, version: int) -> Iterator[Episodes]:
         if self.collector is None:
@@ -183,13 +173,10 @@ class EnvironmentData:
             newest = self.recent.newest if self.recent.batches else batch
             self.normaliser.update(newest["observation"])
 
-    def updated(self, update: Update, updates: int) -> None:
+    def updated(self, update: Update) -> None:
         if self.replay is not None and "replay_index" in update.episodes:
             errors = [t.facts["value_error"] for t in update.coefficients.terms if "value_error" in t.facts]
             self.replay.update_priorities(update.episodes["replay_index"], errors[0].sqrt())
-        for target in self.targets:
-            if updates % target.every == 0:
-                polyak(target.slow, target.online, target.tau)
 
     # ---- measuring ---------------------------------------------------------------------------------------------------
     def metrics(self) -> dict[str, float]:

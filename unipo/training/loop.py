@@ -82,8 +82,8 @@ class Data(Protocol):
     def learned(self, batch: Episodes, step: int) -> None:
         """The batch of a step has been trained on: remember it, write it down."""
 
-    def updated(self, update: Update, updates: int) -> None:
-        """`update` was made, number `updates`: move what follows the learner, such as target networks and priorities."""
+    def updated(self, update: Update) -> None:
+        """`update` was made: what depends on it, such as priorities, is told."""
 
     def metrics(self) -> dict[str, float]:
         """What the step just made says of the data."""
@@ -165,7 +165,7 @@ class Run:
         version, first, last, batch = self.learner.updates, None, None, None
         objective = self.objective()
         for drawn in self.data.batches(self.step, version):
-            batch = self._annotated(drawn)
+            batch = drawn if self.learner.prepare is not None else self._annotated(drawn)
             for update in self._updates(batch):
                 first, last = _fuller(first, update), update
         self.step += 1
@@ -195,13 +195,13 @@ class Run:
 
     def _updates(self, batch: Episodes) -> Iterator[Update]:
         """Train on one batch: epochs of minibatches."""
-        objective = self.objective()
+        objective, settings = self.recipe.objective, self.settings()
         if self.policy_step is not None:
-            objective, update = self.policy_step(batch, objective)
+            objective, update = self.policy_step(batch, self.objective())
             yield update
         for objective_now, part in self._minibatches(batch, objective):
-            update = self.learner.update(part, objective_now)
-            self.data.updated(update, self.learner.updates)
+            update = self.learner.update(part, objective_now, settings)
+            self.data.updated(update)
             self.tokens_trained += part.count("step")
             for controller in self.recipe.controllers:
                 if controller.every_update:
@@ -212,7 +212,7 @@ class Run:
         """Groups (or steps) stay whole; the order is keyed by (seed, step, epoch). One minibatch is the batch, unshuffled."""
         parts = self.data.minibatches(batch, self.recipe.minibatches)
         if self.recipe.epochs * parts > 1 and self.data.unit == "step":
-            objective, batch = hoisted(objective, batch)
+            objective, batch = hoisted(objective, batch, self.settings())
             batch = batch.as_steps()
         for epoch in range(self.recipe.epochs):
             if parts <= 1:

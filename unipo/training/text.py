@@ -68,7 +68,7 @@ class TextData:
         if self.config.save_episodes and len(fresh):
             _logged(fresh).save(self.folder / "episodes" / f"step_{step:06d}.parquet")
 
-    def updated(self, update: Update, updates: int) -> None:
+    def updated(self, update: Update) -> None:
         return None
 
     def metrics(self) -> dict[str, float]:

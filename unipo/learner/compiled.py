@@ -1,0 +1,279 @@
+"""The whole update as one compiled graph: annotation, signals, coefficients, gradients, clipping, AdamW, slow copies.
+
+For batches of single steps (minibatches of rollouts, replayed transitions): small networks, where a plain update is mostly the
+time between its operations. `Learner.update` is the slow twin: the graph is what it does, watched once (`graph_of`), with
+the optimiser's and the slow copies' formulas written out; on first use both make the same update and are compared.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unipo.episodes import Episodes
+from unipo.learner.coefficients import Coefficients, TermShare
+from unipo.learner.traced import Changes, Graph, NotNow, Unsuited, can_compile, graph_of
+from unipo.learner.update import Update
+from unipo.objectives import Knob, Objective, number, with_settings
+
+if TYPE_CHECKING:
+    from unipo.learner.learner import Learner
+
+GRAPHS = 8
+"""Most graphs of a run: kinds of updates (a delayed actor makes two) times sizes of minibatches."""
+MISSES = 3
+"""Batches in a row that a graph may leave to the slow twin before it is given up."""
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest relative difference between the twins in what an update changes (Adam divides rounding by rounding)."""
+
+
+@dataclass
+class CompiledUpdates:
+    """Makes the updates of `learner` by graphs, one for each kind of update; None where the slow twin has to make it."""
+
+    learner: Learner
+    given_up: str = ""
+    _graphs: dict[Any, _Update] = field(default_factory=dict)
+    _known: list[tuple[Objective, int]] = field(default_factory=list)
+
+    def update(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> Update | None:
+        """One update of a batch of single steps, as `Learner.update` makes it. `settings`: of the knobs in the objective."""
+        if self.given_up or not episodes.is_flat or not len(episodes):
+            return None
+        kind = self._kind(episodes, objective)
+        graph = self._graphs.get(kind) or self._made(episodes, objective, settings)
+        if graph is None:
+            return None
+        self._graphs[kind] = graph
+        made = graph(episodes, settings)
+        if graph.misses >= MISSES:
+            self._give_up(f"{MISSES} batches in a row took another way through the code than the one that was compiled")
+        return made
+
+    def forget(self) -> None:
+        """Tensors that graphs hold have been replaced."""
+        self._graphs.clear()
+
+    def _kind(self, episodes: Episodes, objective: Objective) -> Any:
+        """What decides which graph an update needs."""
+        now, learner = self.learner.updates + 1, self.learner
+        due = tuple(now % term.every == 0 for _, term in objective.terms())
+        moved = tuple(target.due(now) for target in learner.targets)
+        columns = tuple((n, c.level, c.names, c.values.dtype, c.values.shape) for n, c in episodes.columns.items())
+        return self._number(objective), due, moved, columns
+
+    def _number(self, objective: Objective) -> int:
+        """Equal objectives have equal numbers; the one of the last call is known by identity."""
+        for known, number_ in reversed(self._known):
+            if known is objective:
+                return number_
+        found = next((i for known, i in self._known if known == objective), len(self._known))
+        self._known = [(known, i) for known, i in self._known if i != found] + [(objective, found)]
+        return found
+
+    def _made(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> _Update | None:
+        """The graph of this kind of update, compared with the slow twin; None where there cannot be one."""
+        lacking = can_compile() or (f"more than {GRAPHS} kinds of updates" if len(self._graphs) >= GRAPHS else "")
+        if lacking:
+            self._give_up(lacking)
+            return None
+        try:
+            graph = _Update.of(self.learner, episodes, objective, settings)
+            graph.verify(episodes, objective, settings)
+        except NotNow:
+            return None
+        except Unsuited as why:
+            self._give_up(str(why))
+            return None
+        return graph
+
+    def _give_up(self, why: str) -> None:
+        self.given_up = why
+        warnings.warn(f"updates are not compiled: {why}; they are made one operation at a time", stacklevel=2)
+
+
+@dataclass
+class _Update:
+    """One graph with what it takes to turn its outputs into an `Update`."""
+
+    learner: Learner
+    graph: Graph
+    terms: tuple[tuple[float | Knob, Objective], ...]
+    knobs: tuple[str, ...]
+    shape: list[tuple[str, ...]]
+    titles: list[str]
+    misses: int = 0
+
+    @classmethod
+    def of(cls, learner: Learner, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> _Update:
+        """Raises Unsuited."""
+        now, knobs = objective.at(learner.updates), tuple(sorted(objective.knobs))
+        prepare_states(learner.optimizer)
+        shape: list[tuple[str, ...]] = []
+        titles: list[str] = []
+        names = list(episodes.columns)
+
+        def update(given: Sequence[Tensor]) -> tuple[list[Tensor], Changes]:
+            values, rate, *turned = given
+            batch = episodes.with_values(dict(zip(names, values, strict=True)))
+            placed = with_settings(now, dict(zip(knobs, turned, strict=True)))  # type: ignore[arg-type]
+            annotated, signals, found = learner.look(batch, placed)
+            if found.silent:
+                raise NotNow
+            gradients = _gradients(learner, signals, found)
+            norm, changes = _changes(learner, gradients, rate)
+            outputs = _flattened(batch, annotated, signals, found)
+            shape[:], titles[:] = list(outputs), [t.title for t in found.terms]
+            return [norm, *(x.detach() for x in outputs.values())], changes
+
+        made = cls(learner, None, now.terms(), knobs, shape, titles)  # type: ignore[arg-type]
+        made.graph = graph_of(lambda flat: update(_packed(flat, len(names))), made.inputs(episodes, settings))
+        return made
+
+    def inputs(self, episodes: Episodes, settings: Mapping[str, float]) -> list[Tensor]:
+        """Columns, the multiplier of the learning rate, and the knobs."""
+        numbers = [self.learner.settings.rate(self.learner.updates), *(settings[k] for k in self.knobs)]
+        scalars = torch.tensor(numbers, dtype=torch.float64)
+        return [*(c.values for c in episodes.columns.values()), *scalars.unbind()]
+
+    def __call__(self, episodes: Episodes, settings: Mapping[str, float]) -> Update | None:
+        agreed, outputs = self.graph(self.inputs(episodes, settings))
+        self.misses = 0 if agreed else self.misses + 1
+        return self._unflattened(episodes, settings, outputs) if agreed else None
+
+    def verify(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> None:
+        """Make this update by both twins and compare; what they changed is put back. Raises Unsuited."""
+        before = [t.clone() for t in self.graph.changed]
+        agreed, _ = self.graph(self.inputs(episodes, settings))
+        fast = [t.clone() for t in self.graph.changed]
+        _put_back(self.graph.changed, before)
+        if not agreed:
+            raise Unsuited("the graph does not decide as the code that it was made of")
+        self.learner.move(episodes, objective, settings)
+        slow = [t.clone() for t in self.graph.changed]
+        _put_back(self.graph.changed, before)
+        difference = sum(float((a - b).double().square().sum()) for a, b in zip(fast, slow, strict=True)) ** 0.5
+        moved = sum(float((a - b).double().square().sum()) for a, b in zip(slow, before, strict=True)) ** 0.5
+        limit = max(CLOSE[dtype] for dtype in self._dtypes)
+        if not difference <= limit * moved:
+            raise Unsuited(
+                f"the compiled update differs from the plain one by {difference / max(moved, 1e-300):.1e} of it"
+            )
+
+    @property
+    def _dtypes(self) -> set[torch.dtype]:
+        cast = self.learner.settings.autocast
+        return {p.dtype for p in self.learner.parameters()} | ({getattr(torch, cast)} if cast != "off" else set())
+
+    def _unflattened(self, episodes: Episodes, settings: Mapping[str, float], outputs: Sequence[Tensor]) -> Update:
+        norm, *rest = outputs
+        by_kind: dict[str, dict[str, Tensor]] = {}
+        for (kind, *path), value in zip(self.shape, rest, strict=True):
+            by_kind.setdefault(kind, {})["/".join(path)] = value
+        losses = by_kind.get("loss", {})
+        shares = tuple(
+            TermShare(title, number(with_settings(c, settings)), losses[title], by_kind.get(f"gradient of {title}", {}),
+                      by_kind.get(f"facts of {title}", {}))
+            for title, (c, _) in zip(self.titles, self.terms, strict=True)
+        )  # fmt: skip
+        found = Coefficients(by_kind.get("total", {}), shares)
+        batch = episodes.with_columns("step", **by_kind["column"]) if "column" in by_kind else episodes
+        learner = self.learner
+        rate = learner.settings.learning_rate * learner.settings.rate(learner.updates)
+        return Update(batch, found, by_kind.get("signal", {}), len(batch), float(norm), rate)
+
+
+# ---- what is traced ------------------------------------------------------------------------------------------------------
+def _packed(flat: Sequence[Tensor], columns: int) -> list[Any]:
+    return [flat[:columns], *flat[columns:]]
+
+
+def _gradients(learner: Learner, signals: Mapping[str, Tensor], found: Coefficients) -> dict[int, Tensor]:
+    """dL/dp by id of the parameter, for those that have one."""
+    live = [(signals[n], c.to(signals[n].dtype)) for n, c in found.total.items() if signals[n].requires_grad]
+    parameters = learner.parameters()
+    made = torch.autograd.grad([s for s, _ in live], parameters, [c for _, c in live], allow_unused=True)
+    return {id(p): g for p, g in zip(parameters, made, strict=True) if g is not None}
+
+
+@torch.no_grad()
+def _changes(
+    learner: Learner, gradients: Mapping[int, Tensor], rate: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The gradient's norm, and AdamW's step with what follows it: (tensor, new value)."""
+    s, optimizer = learner.settings, learner.optimizer
+    norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+    finite = bool(norm.isfinite())  # a decision: the slow twin raises the error
+    assert finite
+    clip = (s.clip_norm / (norm + 1e-6)).clamp(max=1.0) if s.clip_norm != float("inf") else None
+    changes: list[tuple[Tensor, Tensor]] = []
+    for group, base in zip(optimizer.param_groups, learner.base_rates, strict=True):
+        for p in (p for p in group["params"] if id(p) in gradients):
+            g = gradients[id(p)] if clip is None else gradients[id(p)] * clip
+            changes += adamw(p, g, optimizer.state[p], rate * base, group["weight_decay"], s.betas, s.eps)
+    new = {id(tensor): value for tensor, value in changes}
+    for target in learner.targets:
+        if target.due(learner.updates + 1):
+            pairs = zip(target.slow.parameters(), target.online.parameters(), strict=True)
+            changes += [(slow, torch.lerp(slow, new.get(id(p), p), target.tau)) for slow, p in pairs]
+            changes += list(zip(target.slow.buffers(), (b.clone() for b in target.online.buffers()), strict=True))
+    return norm, changes
+
+
+def adamw(p: Tensor, g: Tensor, state: Mapping[str, Tensor], rate: Tensor, decay: float, betas: tuple[float, float],
+          eps: float) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Decoupled weight decay and Adam (arXiv 1711.05101, algorithm 2), as torch.optim.AdamW: (tensor, new value).
+
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   t <- t + 1
+    p <- (1 - rate decay) p - rate / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
+    """
+    step = state["step"] + 1
+    m = torch.lerp(state["exp_avg"], g, 1 - betas[0])
+    v = state["exp_avg_sq"] * betas[1] + (1 - betas[1]) * g * g
+    bias1, bias2 = (1 - torch.pow(b, step.double()) for b in betas)
+    size, root = (rate / bias1).to(p.dtype), bias2.sqrt().to(p.dtype)
+    kept = p * (1 - rate * decay).to(p.dtype) if decay else p
+    return [
+        (p, kept - size * m / (v.sqrt() / root + eps)),
+        (state["exp_avg"], m),
+        (state["exp_avg_sq"], v),
+        (state["step"], step),
+    ]
+
+
+def prepare_states(optimizer: torch.optim.Optimizer) -> None:
+    """Moments of 0 for parameters that have none yet, as the optimiser itself would make them."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if not optimizer.state[p]:
+            optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32), "exp_avg": torch.zeros_like(p),
+                                  "exp_avg_sq": torch.zeros_like(p)}  # fmt: skip
+
+
+def _flattened(batch: Episodes, annotated: Episodes, signals: Mapping[str, Tensor],
+               found: Coefficients) -> dict[tuple[str, ...], Tensor]:  # fmt: skip
+    """Everything that an `Update` is made of, by what it is."""
+    made: dict[tuple[str, ...], Tensor] = {}
+    made |= {
+        ("column", n): c.values for n, c in annotated.columns.items() if n not in batch or c.values is not batch[n]
+    }
+    made |= {("signal", n): s for n, s in signals.items()}
+    made |= {("total", n): c for n, c in found.total.items()}
+    for share in found.terms:
+        made["loss", share.title] = share.loss
+        made |= {(f"gradient of {share.title}", n): g for n, g in share.gradient.items()}
+        made |= {(f"facts of {share.title}", n): f for n, f in share.facts.items()}
+    return made
+
+
+@torch.no_grad()
+def _put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+__all__ = ["CompiledUpdates"]

@@ -1,0 +1,157 @@
+"""A function of tensors as one compiled graph, made by watching it run once on real data.
+
+Every tensor operation becomes a node. Where Python looked at a number (`if bool(x.all())`, `float(x)`) it has decided one way;
+the graph computes these numbers again at every call, and where one comes out otherwise nothing is changed and the caller is
+told: that call belongs to the function itself, the slow twin.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Changes = Sequence[tuple[Tensor, Tensor]]
+"""(a tensor that lives on, its new value)."""
+READ = torch.ops.aten._local_scalar_dense.default
+
+
+class Unsuited(Exception):
+    """The function cannot be made one graph here; the message says why."""
+
+
+class NotNow(Exception):
+    """What a function raises on data that it should not be traced on; other data may be better."""
+
+
+@dataclass
+class Graph:
+    """`graph(*inputs)` -> (decided as when it was traced?, outputs); where not, nothing was changed."""
+
+    run: Callable[..., Sequence[Tensor]]
+    lasting: list[Tensor]
+    changed: list[Tensor]
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[bool, Sequence[Tensor]]:
+        with torch.no_grad():
+            *outputs, agreed = self.run(*self.lasting, *inputs)
+        return bool(agreed), outputs
+
+
+def can_compile() -> str:
+    """Empty where graphs can be compiled on this machine; else why not."""
+    return "" if any(map(shutil.which, ("g++", "clang++", "c++"))) else "there is no C++ compiler"
+
+
+def graph_of(
+    function: Callable[[Sequence[Tensor]], tuple[Sequence[Tensor], Changes]], inputs: Sequence[Tensor]
+) -> Graph:
+    """Trace and compile `function(inputs) -> (outputs, changes)`; what it reads besides its inputs is read anew at every call.
+
+    It must not change anything in place but its own intermediate results: `changes` says what is to be changed. Raises
+    Unsuited where a node cannot be made or compiled.
+    """
+    changed: list[Tensor] = []
+
+    def whole(given: Sequence[Tensor]) -> list[Tensor]:
+        outputs, changes = function(given)
+        changed.extend(target for target, _ in changes)
+        return [*outputs, *(value for _, value in changes)]
+
+    try:
+        with Decisions() as decisions:
+            traced = make_fx(whole, tracing_mode="real", _error_on_data_dependent_ops=False)(list(inputs))
+        lasting = _guarded(traced, decisions.values, changed)
+        example = [*lasting, *inputs]
+        with torch.no_grad(), _kept():
+            run = torch._inductor.standalone_compile(
+                traced, [x.detach() for x in example], dynamic_shapes="from_example_inputs"
+            )
+    except NotNow:
+        raise
+    except Exception as error:
+        raise Unsuited(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+    return Graph(run, [x.detach() for x in lasting], changed)
+
+
+class Decisions(TorchDispatchMode):
+    """Collects the numbers that Python reads from tensors, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float | int | bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is READ:
+            self.values.append(out)
+        return out
+
+
+def _guarded(traced: fx.GraphModule, decided: Sequence[float | int | bool], changed: Sequence[Tensor]) -> list[Tensor]:
+    """Rewrite the graph in place: tensors of the outside become inputs, decisions a last output, changes happen if all agree.
+
+    Returns the tensors of the outside in the order of their inputs, which come first.
+    """
+    graph = traced.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    lasting = _lifted(traced, changed)
+    places = {id(t): node for t, node in lasting}
+    (last,) = [node for node in graph.nodes if node.op == "output"]
+    results = list(last.args[0])
+    outputs, values = results[: len(results) - len(changed)], results[len(results) - len(changed) :]
+    reads = [node for node in graph.nodes if node.target is READ]
+    if len(reads) != len(decided):
+        raise Unsuited(f"{len(decided)} numbers were read and {len(reads)} of them traced")
+    with graph.inserting_before(last):
+        pairs = zip((node.args[0] for node in reads), decided, strict=True)
+        same = [graph.call_function(torch.ops.aten.eq.Scalar, pair) for pair in pairs]
+        same = [graph.call_function(torch.ops.aten.reshape.default, (node, [])) for node in same]
+        true = graph.call_function(torch.ops.aten.ones.default, ([],), {"dtype": torch.bool})
+        agreed = reduce(lambda a, b: graph.call_function(torch.ops.aten.logical_and.default, (a, b)), same, true)
+        for target, value in zip(changed, values, strict=True):
+            place = places[id(target)]
+            kept = graph.call_function(torch.ops.aten.where.self, (agreed, value, place))
+            graph.call_function(torch.ops.aten.copy_.default, (place, kept))
+    last.args = ([*outputs, agreed],)
+    for node in reads:
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph.lint()
+    traced.recompile()
+    return [t for t, _ in lasting]
+
+
+def _lifted(traced: fx.GraphModule, more: Sequence[Tensor]) -> list[tuple[Tensor, fx.Node]]:
+    """Every tensor that the graph holds as an attribute becomes an input of it, once, before the others; `more` too."""
+    graph = traced.graph
+    found: dict[int, tuple[Tensor, fx.Node]] = {}
+    first = next(iter(graph.nodes))
+
+    def place(tensor: Tensor) -> fx.Node:
+        if id(tensor) not in found:
+            with graph.inserting_before(first):
+                found[id(tensor)] = (tensor, graph.placeholder(f"lasting_{len(found)}"))
+        return found[id(tensor)][1]
+
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        tensor: Any = reduce(getattr, str(node.target).split("."), traced)
+        node.replace_all_uses_with(place(tensor))
+        graph.erase_node(node)
+    for tensor in more:
+        place(tensor)
+    return list(found.values())
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    with torch._inductor.config.patch({"size_asserts": False, "cpp.enable_floating_point_contract_flag": "off"}):
+        yield
