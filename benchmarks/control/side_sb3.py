@@ -1,0 +1,78 @@
+"""Stable-Baselines3 as a side of the PPO and SAC rows: DummyVecEnv, on the CPU, without logging.
+
+build/peers/venv/bin/python benchmarks/control/side_sb3.py ppo-cartpole --threads 1 [--compile]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from settings import PPO, SAC
+from side import Meter, parser, say, set_threads
+
+ASKED = parser(__doc__, (*PPO, *SAC))
+ASKED.add_argument("--compile", action="store_true", help="th.compile(model.policy), as its documentation suggests")
+GIVEN = ASKED.parse_args()
+set_threads(GIVEN.threads)
+
+import torch  # noqa: E402
+from stable_baselines3 import PPO as Ppo  # noqa: E402
+from stable_baselines3 import SAC as Sac  # noqa: E402
+from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
+from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
+
+
+class Timed(BaseCallback):
+    """Tells the meter of every rollout: an update of PPO follows it, one of SAC goes before the next."""
+
+    def __init__(self, meter: Meter, per_rollout: int) -> None:
+        super().__init__()
+        self.meter, self.per_rollout, self.begun = meter, per_rollout, False
+
+    def _on_rollout_start(self) -> None:
+        self.going = self.meter.add(self.per_rollout) if self.begun else True
+        self.begun = True
+
+    def _on_step(self) -> bool:
+        return self.going
+
+
+def build(row: str, seed: int) -> tuple[Any, Meter]:
+    """The model of a row, and the meter that counts its environment steps or its updates."""
+    if row in PPO:
+        s = PPO[row]
+        env = make_vec_env(s["environment"], n_envs=s["n_envs"], seed=seed)
+        kept = {k: v for k, v in s.items() if k not in ("environment", "n_envs", "width")}
+        net = {"net_arch": {"pi": [s["width"]] * 2, "vf": [s["width"]] * 2}}
+        meter = Meter("env_step", GIVEN.warm, GIVEN.seconds)
+        return Ppo("MlpPolicy", env, policy_kwargs=net, seed=seed, device="cpu", **kept), meter
+    s = SAC[row]
+    env = make_vec_env(s["environment"], n_envs=1, seed=seed)
+    kept = {k: v for k, v in s.items() if k not in ("environment", "width")}
+    net = {"net_arch": [s["width"]] * 2}
+    meter = Meter("update", GIVEN.warm, GIVEN.seconds)
+    return Sac(
+        "MlpPolicy", env, policy_kwargs=net, seed=seed, device="cpu", train_freq=1, gradient_steps=1, **kept
+    ), meter
+
+
+def main() -> None:
+    torch.set_num_threads(GIVEN.threads)
+    if GIVEN.precision == "mkldnn":
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    model, meter = build(GIVEN.row, GIVEN.seed)
+    if GIVEN.compile:
+        model.policy = torch.compile(model.policy)
+    per_rollout = PPO[GIVEN.row]["n_envs"] * PPO[GIVEN.row]["n_steps"] if GIVEN.row in PPO else 1
+    if GIVEN.precision == "autocast":  # of the updates: actions in bfloat16 have no numpy
+        model.train = torch.autocast("cpu", dtype=torch.bfloat16)(model.train)
+    model.learn(total_timesteps=10**9, callback=Timed(meter, per_rollout))
+    notes = (
+        f"DummyVecEnv, {GIVEN.threads} thread(s), {GIVEN.precision}{', th.compile(policy)' if GIVEN.compile else ''}"
+    )
+    say(meter.result(notes, ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
