@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.harness import Row, Runner, measure, run_fresh
+from benchmarks.forks import Forks
+from benchmarks.harness import Row, Runner, measure
 from benchmarks.peers import install
 from benchmarks.report import record, table, write
 
@@ -26,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer turns and smaller work: all rows in minutes")
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
     given = parser.parse_args(arguments)
-    bench(chosen(ROWS, given.rows), run_fresh, given.quick, given.out, Console())
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    with Forks() as run:
+        bench(chosen(ROWS, given.rows), run, given.quick, given.out, console)
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

@@ -134,10 +134,15 @@ def run_fresh(side: Side, quick: bool, threads: int) -> Result:
     command = [str(place.python), *side.arguments(quick)]
     environment = {**place.environment(threads), **side.environment}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"]
-        raise SideFailed(f"exit {done.returncode}: {said[-1][:300]}")
-    return parse(done.stdout)
+    return concluded(done.returncode, done.stdout, done.stderr)
+
+
+def concluded(status: int, printed: str, complained: str) -> Result:
+    """The result of a process that has ended. Raises SideFailed where it failed."""
+    if status:
+        said = complained.strip().splitlines() or printed.strip().splitlines() or ["it said nothing"]
+        raise SideFailed(f"exit {status}: {said[-1][:300]}")
+    return parse(printed)
 
 
 @dataclass(slots=True)

@@ -19,8 +19,7 @@ from rich.table import Table
 from benchmarks.harness import Comparison, Measured, compare
 from benchmarks.peers import ROOT
 
-COLUMNS = ("row", "ours", "fastest peer", "", "ratio", "95 % interval", "goal", "memory", "of the limit")
-SHORT = {"cpu_seconds": "CPU", "wall_seconds": "wall"}
+COLUMNS = ("row", "ours", "peer", "ratio", "goal", "memory", "limit", "fastest peer")
 
 
 # ---- latest.json -----------------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ def commit() -> str:
 # ---- the table -------------------------------------------------------------------------------------------------------
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
     """One line per row, and one for each further side of ours. Reads records, so that it can be printed from the file."""
-    title = f"{records[0]['machine']}, {records[0]['commit']}" if records else ""
+    title = f"{records[0]['machine']}, {records[0]['commit']}: seconds of processor time per unit" if records else ""
     made = Table(*COLUMNS, title=title, title_justify="left")
     for found in records:
         made.add_row(*_line(found, found["name"], found), end_section=not found["also"])
@@ -89,21 +88,20 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _line(row: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    unit = f"/{row['unit']} {SHORT[row['column']]}" if row["unit"] else ""
-    if found["ratio"] is None:
-        ratio, spread = found["why"] or "", ""
-    else:
+    unit = f"/{row['unit']}" + (" wall" if row["column"] == "wall_seconds" else "")
+    ours, peer = (time_text(found[side], unit) for side in ("ours", "peer"))
+    ratio = found["why"]
+    if found["ratio"] is not None:
         low, high = found["interval"]
-        ratio, spread = f"{found['ratio']:.2f}", f"{low:.2f} - {high:.2f}"
-    goal = f">= {row['goal']:g}" if row["goal"] else ""
+        ratio = f"{found['ratio']:.2f} \\[{low:.2f}, {high:.2f}]"
+    goal = "" if not row["goal"] else f"{100 * row['goal']:.0f} %" if row["goal"] < 1 else f"{row['goal']:g}"
     memory = "" if found["memory_ratio"] is None else f"{found['memory_ratio']:.2f}"
     limit = "" if found["limit_fraction"] is None else f"{100 * found['limit_fraction']:.0f} %"
-    ours, peer = (time_text(found[side], unit) for side in ("ours", "peer"))
-    return name, ours, peer, found["peer_name"], ratio, spread, goal, memory, limit
+    return name, ours, peer, ratio, goal, memory, limit, found["peer_name"]
 
 
 def time_text(seconds: float | None, unit: str) -> str:
-    """12.3 ms/update CPU; nothing where there is no number."""
+    """12.3 ms/update; nothing where there is no number."""
     if seconds is None:
         return ""
     scale, name = next((s, n) for s, n in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (0.0, "ns")) if seconds >= s)

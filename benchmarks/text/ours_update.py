@@ -71,7 +71,8 @@ def main() -> None:
     known = [prepared(recipe, policy, batch, pairs) for batch in batches]
     settings = LearnerSettings(learning_rate=1e-6, token_budget=BUDGET)
     learner = Learner({"policy": policy}, settings, monitor=tuple(filter(None, given.signals.split(","))))
-    seen, computed = {}, 0
+    seen: dict[str, float] = {}
+    computed = 0
     watch.mark()
     for batch, columns in zip(batches, known, strict=True):
         done = learner.update(episodes_of(batch, pairs, **columns), recipe.objective)

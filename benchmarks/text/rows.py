@@ -1,7 +1,91 @@
-"""The rows about text: scoring and update beside TRL, end to end with generation, and the learner beside the matmul rate."""
+"""The rows about text: a scripted step beside TRL's, whole runs with generation, and the learner beside the matmul rate."""
 
 from __future__ import annotations
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, Side, same_update
 
-ROWS: tuple[Row, ...] = ()
+MODELS = ("transformers.models.qwen2.modeling_qwen2", "transformers.models.qwen3.modeling_qwen3")
+OURS = ("benchmarks.text.ours_update", "benchmarks.text.ours_run", *MODELS)
+PEER = ("benchmarks.text.trl_update", "benchmarks.text.trl_run", *MODELS)
+NEWEST, OLDER = "trl 1.16.0", "trl 1.10.0"
+HOMES = {NEWEST: ("venv", "trl"), OLDER: ("trl-1.10.0", "trl-1.10.0")}
+"""Version of TRL -> (where it lives, what must be installed)."""
+BATCHES = (4, 8, 16, 32)
+SMALL = ("--model", "m3")
+"""QUICK=1 scores the same tokens with a model of 1.4M instead of 26M parameters."""
+
+
+def trl(version: str, module: str, label: str, *arguments: str, quick: tuple[str, ...] | None) -> Side:
+    place, needs = HOMES[version]
+    return Side(name=f"{version}, {label}", command=("-m", f"benchmarks.text.{module}", *arguments), quick=quick, home=place,
+                needs=needs, preload=PEER)  # fmt: skip
+
+
+def ours(name: str, module: str, *arguments: str, quick: tuple[str, ...]) -> Side:
+    return Side(name=name, command=("-m", f"benchmarks.text.{module}", *arguments), quick=quick, preload=OURS)
+
+
+# ---- a step on given tokens ------------------------------------------------------------------------------------------
+def scripted_row(name: str, shape: str, title: str, goal: float, best: dict[str, int]) -> Row:
+    """`best`: the fastest rows per forward pass of each version of TRL, the only setting that QUICK=1 runs."""
+    peers = [
+        trl(version, "trl_update", f"batch {rows}", shape, "--batch", str(rows),
+            quick=(*SMALL, "--steps", "2") if best[version] == rows else None)
+        for version in HOMES for rows in BATCHES
+    ]  # fmt: skip
+    peers += [
+        trl(version, "trl_update", f"batch {rows}, compiled", shape, "--batch", str(rows), "--compile", quick=None)
+        for version, rows in best.items()
+    ]
+    with_entropy = ours("unipo", "ours_update", shape, quick=(*SMALL, "--steps", "3"))
+    without = ours("without entropy", "ours_update", shape, "--signals", "", quick=(*SMALL, "--steps", "3"))
+    return Row(
+        name=name, title=title, goal=goal, ours=with_entropy, also=(without,), peers=tuple(peers), gate=same_update()
+    )
+
+
+SCRIPTED = (
+    scripted_row(
+        "grpo-s1", "s1", "GRPO step: prompts of 256, 8 completions of 4-64 tokens", 6.0, {NEWEST: 8, OLDER: 8}
+    ),
+    scripted_row("grpo-s2", "s2", "GRPO step: prompts of 16, 8 completions of 192 tokens", 1.3, {NEWEST: 8, OLDER: 8}),
+    scripted_row(
+        "grpo-s3", "s3", "GRPO step: prompts of 64, 8 completions of 4-256 tokens", 3.0, {NEWEST: 8, OLDER: 8}
+    ),
+    scripted_row(
+        "dpo-d1", "d1", "DPO step: 16 pairs, prompts of 256, answers of 4-64 tokens", 4.0, {NEWEST: 8, OLDER: 8}
+    ),
+    scripted_row(
+        "dpo-d2", "d2", "DPO step: 16 pairs, prompts of 16, answers of 192 tokens", 1.3, {NEWEST: 8, OLDER: 8}
+    ),
+)
+
+
+# ---- with generation -------------------------------------------------------------------------------------------------
+def run_row(size: str, title: str, goal: float, best: int, steps: str) -> Row:
+    quick = ("--quick", "--steps", steps)
+    peers = [
+        trl(version, "trl_run", f"batch {rows}", size, "--batch", str(rows), quick=quick if rows == best else None)
+        for version in HOMES for rows in (8, 16, 32, 64)
+    ]  # fmt: skip
+    peers.append(trl(NEWEST, "trl_run", "continuous batching", size, "--engine", "continuous", quick=None))
+    mine = ours("unipo", "ours_run", size, quick=quick)
+    return Row(name=f"grpo-{size}", title=title, goal=goal, ours=mine, peers=tuple(peers))
+
+
+RUNS = (
+    run_row("1m", "GRPO with generation: 0.9M parameters, 64 rollouts of 32 tokens", 4.0, 16, "3"),
+    run_row("10m", "GRPO with generation: 9.7M parameters, 64 rollouts of up to 128 tokens", 3.0, 16, "1"),
+    run_row("60m", "GRPO with generation: 59M parameters, 64 rollouts of up to 128 tokens", 2.0, 16, "1"),
+)
+
+
+# ---- beside the limit ------------------------------------------------------------------------------------------------
+def rate_row(dtype: str) -> Row:
+    limit = Side(name="matmul", command=("-m", "benchmarks.text.matmul", "--dtype", dtype), preload=("torch",))
+    mine = ours("unipo", "learner_rate", "--precision", dtype, quick=("--steps", "1"))
+    title = f"an update of 59M parameters in {dtype}, as a share of the matmul rate"
+    return Row(name=f"learner-60m-{dtype}", title=title, goal=0.6, ours=mine, limit=limit)
+
+
+ROWS: tuple[Row, ...] = (*SCRIPTED, *RUNS, rate_row("float32"), rate_row("bfloat16"))

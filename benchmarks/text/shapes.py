@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "build" / "bench" / "models"
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "bench"
 GROUP = 8
 
 
@@ -48,10 +48,10 @@ SIZES = {
 # ---- models ----------------------------------------------------------------------------------------------------------
 def folder(name: str) -> Path:
     """The folder of a model, written on first use: whole or not at all."""
-    made = FOLDER / name
+    made = FOLDER / "models" / name
     if not made.is_dir():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=FOLDER))
+        made.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=made.parent))
         write_model(SIZES[name], scratch)
         os.replace(scratch, made)
     return made
@@ -109,7 +109,7 @@ def text_of(ids: Sequence[int]) -> str:
 # ---- scripted tokens -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """`groups` prompts of `prompt` tokens; completions of exp(N(mu, sigma)) tokens within [`shortest`, `longest`], end included."""
+    """`groups` prompts of `prompt` tokens; completions of exp(N(mu, sigma)) tokens, within [`shortest`, `longest`]."""
 
     prompt: int
     longest: int
@@ -143,14 +143,42 @@ def scripted(shape: Shape, words: int, step: int) -> Batch:
     draw = torch.Generator().manual_seed(step)
     n = shape.groups * shape.group
     lengths = (shape.mu + shape.sigma * torch.randn(n, generator=draw)).exp().round().long()
-    lengths = lengths.clamp(shape.shortest, shape.longest).tolist()
+    counts = lengths.clamp(shape.shortest, shape.longest).tolist()
 
     def tokens(count: int) -> list[int]:
         return list(torch.randint(0, words - 2, (count,), generator=draw).tolist())
 
     prompts = [tokens(shape.prompt) for _ in range(shape.groups)]
-    completions = [[*tokens(length - 1), words - 1] for length in lengths]
+    completions = [[*tokens(length - 1), words - 1] for length in counts]
     return Batch(prompts, completions, [reward_of(c) for c in completions])
+
+
+# ---- sampled tokens --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """A step of an end-to-end row: `groups` prompts of `prompt` tokens, `GROUP` completions of at most `longest` tokens each."""
+
+    groups: int
+    prompt: int
+    longest: int
+
+
+SAMPLING = {
+    "1m": Sampling(groups=8, prompt=24, longest=32),
+    "10m": Sampling(groups=8, prompt=64, longest=128),
+    "60m": Sampling(groups=8, prompt=64, longest=128),
+}
+QUICK = {
+    "1m": SAMPLING["1m"],
+    "10m": Sampling(groups=2, prompt=64, longest=128),
+    "60m": Sampling(groups=1, prompt=64, longest=32),
+}
+
+
+def prompt_texts(prompt: int, words: int, count: int = 256) -> list[str]:
+    """The prompts of an end-to-end row."""
+    draw = torch.Generator().manual_seed(0)
+    return [text_of(torch.randint(0, words - 2, (prompt,), generator=draw).tolist()) for _ in range(count)]
 
 
 def reward_of(completion: Sequence[int]) -> float:

@@ -36,6 +36,11 @@ class Stopwatch:
         else:
             self.units += units
 
+    @property
+    def per_step(self) -> float:
+        """Units in a counted step."""
+        return self.units / max(1, self.steps - self.warm)
+
     def say(self, unit: str, **more: Any) -> None:
         """Print the result as the last line."""
         result = {

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.bench import bench, chosen
+from benchmarks.forks import Forks
 from benchmarks.harness import (
     Result,
     Row,
@@ -154,6 +155,24 @@ def test_a_process_of_its_own_and_its_last_line() -> None:
             parse(printed)
 
 
+def test_forked_sides_are_as_fresh_and_fail_as_loudly(tmp_path: Path) -> None:
+    script = tmp_path / "side.py"
+    script.write_text(
+        "import json, os, sys\nassert sys.argv[1] != 'bad', 'it is bad'\n"
+        "print(json.dumps(dict(unit='step', units=1, cpu_seconds=1, wall_seconds=1, notes=str(os.getpid()),"
+        " versions=dict(loaded=str('fractions' in sys.modules)))))"
+    )
+    with Forks() as run:
+        sides = [Side(name=x, command=(str(script), x), preload=("fractions",)) for x in ("good", "good", "bad")]
+        first, second = (run(side, False, 1) for side in sides[:2])
+        assert first.notes != second.notes
+        assert first.versions == {"loaded": "True"}
+        with pytest.raises(SideFailed, match="exit 1: AssertionError: it is bad"):
+            run(sides[2], False, 1)
+        absent = Side(name="x", command=(str(script), "good"), preload=("no_such_module",))
+        assert run(absent, False, 1).versions == {"loaded": "False"}
+
+
 def test_the_file_keeps_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.bench.install", dict)
     out, console = tmp_path / "results" / "latest.json", Console(record=True, width=200)
@@ -168,7 +187,7 @@ def test_the_file_keeps_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert found["first"]["also"]["slow peer"]["ratio"] == 2.0
     assert found["first"]["limit_fraction"] is None
-    assert "6 s/step CPU" in console.export_text()
+    assert "6 s/step" in console.export_text()
     assert table(list(found.values())).row_count == 4
 
 
