@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, RwkvConfig
 from tests.policies.models import saved
 from unipo.episodes import Episodes
 from unipo.policies import TokenPolicy, load_policy
-from unipo.sources.sampler import Completion, Sampler, SamplerSettings, draw, mix, taken, truncated_logp, uniform
+from unipo.sources.decoding import taken
+from unipo.sources.drawing import draw, mix, truncated_logp, uniform
+from unipo.sources.sampler import Completion, Sampler, SamplerSettings
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_equal_prompts_are_computed_once_and_ended_rows_leave(policy: Any) -> No
     hook = policy.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=40))
+    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=40, fused=False))
     sampler.sample([[20]], torch.zeros(1, 1, dtype=torch.long))
     shapes.clear()
     done = sampler.sample([[20, 21]] * 64 + [[22]] * 64, torch.arange(128)[:, None])
@@ -153,7 +155,7 @@ def test_the_comparison_with_the_policy_would_notice_a_wrong_cache(name: str, tm
     """Recorded log-probs equal the policy's through the cache, not beside it: with a spoiled cache they do not."""
     policy = load_policy(str(saved(name, tmp_path)))
     prompts = [[20, 21], [22, 23, 24, 25], [26]]
-    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=8))
+    sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=8, fused=False))
 
     def distance() -> float:
         done = sampler.sample(prompts, torch.arange(3)[:, None])
@@ -162,16 +164,16 @@ def test_the_comparison_with_the_policy_would_notice_a_wrong_cache(name: str, tm
         return float((logp - torch.tensor([x for c in done for x in c.logp])).abs().max())
 
     assert distance() < 2e-5
-    decoder = sampler._decoder
-    assert decoder is not None
-    assert decoder.pads
-    assert decoder.caches
+    call = sampler._call
+    assert call is not None
+    assert call.pads
+    assert call.caches
 
     def spoiled(ids: torch.Tensor, seen: torch.Tensor, cache: Any) -> Any:
-        return decoder(ids, seen, taken(cache, torch.arange(len(ids)).roll(1)))
+        return call(ids, seen, taken(cache, torch.arange(len(ids)).roll(1)))
 
-    spoiled.pads = True  # type: ignore[attr-defined]
-    sampler._decoder = spoiled  # type: ignore[assignment]
+    spoiled.pads, spoiled.model = True, policy.model  # type: ignore[attr-defined]
+    sampler._call = spoiled  # type: ignore[assignment]
     assert distance() > 1e-3
 
 
@@ -183,8 +185,8 @@ def test_an_architecture_that_cannot_be_padded_is_batched_by_length() -> None:
     sampler = Sampler(policy.model, policy.tokenizer, SamplerSettings(max_tokens=6))
     prompts = [[20, 21], [22, 23, 24, 25], [26], [27, 28]]
     done = sampler.sample(prompts, torch.arange(4)[:, None])
-    assert sampler._decoder is not None
-    assert not sampler._decoder.pads
+    assert sampler._call is not None
+    assert not sampler._call.pads
     with torch.no_grad():
         logp = policy.signals(Episodes.build([c.tokens for c in done], prompts), ["logp"])["logp"]
     torch.testing.assert_close(logp, torch.tensor([x for c in done for x in c.logp]), atol=2e-5, rtol=1e-5)

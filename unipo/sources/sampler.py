@@ -3,36 +3,35 @@
 What is drawn depends on (key, position) alone: uniform numbers come from a hash, not from a generator's state, so neither
 the batch around a prompt nor the order of prompts changes its completions (up to rounding of the logits).
 
-Prompts that occur several times are computed once. Prompts are padded on the left and decoded with a cache where a probe
-on first use finds both exact; else prompts of equal length are batched, or whole sequences recomputed.
+Prompts that occur several times are computed once, rows that end leave the batch, and where the architecture allows it
+waiting prompts take their place. `fused` decodes the families that it knows; `decoding` any other causal model.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unipo.functional.chunked import chunk_rows, chunks, wide
 from unipo.policies.token import causal_model, context_limit
+from unipo.sources.decoding import Decoding, ModelCall, ModelDecoding
+from unipo.sources.drawing import draw, mix, uniform
+from unipo.sources.fused import FusedDecoding, verified_parts
+from unipo.sources.fused_weights import Parts
 
-COMPACT = 0.125
-"""Ended rows leave the batch when they are this share of it. Leaving copies the cache, as every decoded token does.
-Measured (0.8M parameters, 256 rows, 32 tokens, one core, CPU seconds): at 1/2 0.33, at 1/4 0.28, at 1/8 0.28, at once 0.32."""
 MARGIN = 8
 """Tokens decoded beside those that a stop string can span (tokens without text, a decoder's leading space)."""
+REASONS = ("length", "eos", "stop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerSettings:
     """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep all tokens. `stop`: strings that end a completion.
 
-    `batch`: most rows that are decoded together.
+    `batch`: most rows that are decoded together. `fused` False calls the model as it is for every token.
     """
 
     temperature: float = 1.0
@@ -41,6 +40,7 @@ class SamplerSettings:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     batch: int = 256
+    fused: bool = True
 
     def __post_init__(self) -> None:
         checks = {
@@ -76,10 +76,11 @@ class Sampler:
     def __init__(self, model: Any, tokenizer: Any, settings: SamplerSettings) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         extra = getattr(getattr(causal_model(model), "generation_config", None), "eos_token_id", None)
-        ends = {tokenizer.eos_token_id, *(extra if isinstance(extra, list) else [extra])} - {None}
-        self._ends = torch.tensor(sorted(ends), device=self.device)
+        self._ends = sorted({tokenizer.eos_token_id, *(extra if isinstance(extra, list) else [extra])} - {None})
         self._limit = context_limit(model)
-        self._decoder: _Decoder | None = None
+        self._parts: Parts | None = None
+        self._call: ModelCall | None = None
+        self._known = False
 
     @property
     def device(self) -> torch.device:
@@ -97,12 +98,13 @@ class Sampler:
             )
         for row, prompt in enumerate(prompts):
             self._check(row, prompt)
-        done: dict[int, Completion] = {}
+        if not len(prompts):
+            return []
         self.model.eval()
-        for rows in self._waves(prompts):
-            made = self._wave([tuple(prompts[i]) for i in rows], mix(keys[rows].to(self.device)))
-            done.update(zip(rows, made, strict=True))
-        return [done[i] for i in range(len(prompts))]
+        given = [tuple(p) for p in prompts]
+        order = sorted(range(len(given)), key=lambda i: (len(given[i]), given[i]), reverse=True)
+        made = self._sampled([given[i] for i in order], mix(keys[order].to(self.device)))
+        return [c for _, c in sorted(zip(order, made, strict=True))]
 
     def _check(self, row: int, prompt: Sequence[int]) -> None:
         if not len(prompt):
@@ -113,233 +115,96 @@ class Sampler:
                 f"context of {self._limit}. Shorten or drop it, or lower --max-tokens."
             )
 
-    def _waves(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Rows that are decoded together, longest prompts first; of one length where padding is not exact."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        if not order:
-            return
-        self._decoder = self._decoder or _Decoder.probed(self.model)
-        runs = [order]
-        if not self._decoder.pads:
-            runs = [list(rows) for _, rows in groupby(order, key=lambda i: len(prompts[i]))]
-        for run in runs:
-            yield from (run[part] for part in chunks(len(run), self.settings.batch))
-
-    # ---- one wave ------------------------------------------------------------------------------------------------------
-    def _wave(self, prompts: Sequence[tuple[int, ...]], key: Tensor) -> list[Completion]:
-        """Prefill of the distinct prompts, then one token for all live rows per step."""
-        assert self._decoder is not None
-        distinct = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
-        index = torch.tensor([distinct[p] for p in prompts], device=self.device)
-        ids, seen = left_padded(list(distinct), self._pad, self.device)
-        logits, cache = self._decoder(ids, seen, None)
-        logits, ids, seen, cache = logits[index], ids[index], seen[index], taken(cache, index)
-        live, log = torch.arange(len(prompts), device=self.device), _Log(len(prompts), self.settings.max_tokens, key)
-        for position in range(self.settings.max_tokens):
-            token, logp = draw(logits, uniform(key[live], position), self.settings)
-            log.write(live, position, token, logp)
-            log.end("eos", live[torch.isin(token, self._ends)])
-            log.end("stop", self._stopped(log, live, position))
-            keep = log.open[live].nonzero().squeeze(1)
-            if not len(keep) or position + 1 == self.settings.max_tokens:
-                break
-            ids, seen = torch.cat([ids, token[:, None]], 1), torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
-            if len(keep) <= (1 - COMPACT) * len(live):
-                live, ids, seen, cache = live[keep], ids[keep], seen[keep], taken(cache, keep)
-            logits, cache = self._decoder(ids, seen, cache)
-        return log.completions()
-
-    @property
-    def _pad(self) -> int:
+    def _decoding(self, rows: int, longest: int) -> Decoding:
+        """The fused form where it knows the architecture and was found equal on first use; else the model as it is."""
+        if not self._known:
+            self._parts = verified_parts(self.model) if self.settings.fused else None
+            self._known = True
+        batch, span = self.settings.batch, longest + self.settings.max_tokens
+        if self._parts is not None and span <= self._parts.window:
+            return FusedDecoding(self._parts, batch, rows, longest, self.settings.max_tokens)
+        self._call = self._call or ModelCall.probed(self.model)
         pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+        return ModelDecoding(self._call, batch, int(pad if pad is not None else self.tokenizer.eos_token_id))
 
-    def _stopped(self, log: _Log, live: Tensor, position: int) -> Tensor:
-        """Rows of `live` whose newest token completes a stop string.
+    def _sampled(self, prompts: Sequence[tuple[int, ...]], key: Tensor) -> list[Completion]:
+        """Completions of prompts that are sorted by length, longest first; equal ones are neighbours."""
+        lengths = [len(p) for p in prompts]
+        decoding = self._decoding(len(prompts), lengths[0])
+        log = _Log(key, self.settings.max_tokens)
+        live, begun = key.new_zeros(0), 0
+        logits = torch.zeros(0)
+        while True:
+            room = decoding.room(lengths[begun:], len(live))
+            if room:
+                fresh = decoding.admit(prompts[begun : begun + room])
+                logits = torch.cat([logits, fresh]) if len(live) else fresh
+                live = torch.cat([live, log.places(begun, begun + room)])
+                begun += room
+            token, logp = draw(logits, log.noise[live], self.settings)
+            going = log.write(live, token, logp, self._ended(log, live, token))
+            if going is not None:
+                stay = decoding.keep(going)
+                live, token = live[stay], token[stay]
+                if not bool(going.any()):
+                    if begun == len(prompts):
+                        return log.completions()
+                    live = live[:0]
+            live = live + 1
+            if len(live):
+                logits = decoding.step(token)
+
+    def _ended(self, log: _Log, live: Tensor, token: Tensor) -> Tensor:
+        """[B]: index in `REASONS` of why a row ends with its newest token; 0 where it goes on."""
+        eos = torch.zeros_like(token)
+        for end in self._ends:
+            eos = eos + (token == end)
+        if self.settings.stop:
+            log.tokens[live] = token
+            eos = torch.where(eos > 0, eos, 2 * self._stopped(log, live))
+        return eos
+
+    def _stopped(self, log: _Log, live: Tensor) -> Tensor:
+        """[B]: 1 where the newest token completes a stop string.
 
         Only the last tokens are decoded: a token that has text has at least one byte of it.
         """
-        if not self.settings.stop:
-            return live[:0]
-        rows = live[log.open[live]]
         span = max(len(s.encode()) for s in self.settings.stop) + MARGIN
-        tails = log.tokens[rows, max(0, position + 1 - span) : position + 1].tolist()
+        tails = [log.tokens[max(at - at % log.width, at + 1 - span) : at + 1].tolist() for at in live.tolist()]
         texts = self.tokenizer.batch_decode(tails, clean_up_tokenization_spaces=False)
         hit = [any(s in text for s in self.settings.stop) for text in texts]
-        return rows[torch.tensor(hit, dtype=torch.bool, device=rows.device)]
+        return torch.tensor(hit, dtype=torch.long, device=live.device)
 
 
 class _Log:
-    """What was drawn: `tokens` and log-probs [n, max_tokens], and which rows are still `open`."""
+    """What was drawn, [n * width] each: row i's position t is at place i * width + t. `noise`: the numbers to draw with."""
 
-    def __init__(self, n: int, max_tokens: int, like: Tensor) -> None:
-        self.tokens = like.new_zeros(n, max_tokens)
-        self.logp = like.new_zeros(n, max_tokens, dtype=torch.float64)
-        self.length = like.new_zeros(n)
-        self.open = like.new_ones(n, dtype=torch.bool)
-        self.reason = ["length"] * n
+    def __init__(self, key: Tensor, width: int) -> None:
+        n, self.width = len(key), width
+        self.noise = uniform(key[:, None], torch.arange(width, device=key.device)).reshape(-1)
+        self.tokens, self.logp = key.new_zeros(n * width), torch.zeros_like(self.noise)
+        self.length, self.reason = key.new_zeros(n), key.new_zeros(n)
+        self.open = key.new_ones(n, dtype=torch.bool)
 
-    def write(self, live: Tensor, position: int, token: Tensor, logp: Tensor) -> None:
-        active = self.open[live]
-        rows = live[active]
-        self.tokens[rows, position], self.logp[rows, position] = token[active], logp[active].double()
-        self.length[rows] += 1
+    def places(self, first: int, last: int) -> Tensor:
+        """Where rows [first, last) begin."""
+        return torch.arange(first, last, device=self.tokens.device) * self.width
 
-    def end(self, reason: str, rows: Tensor) -> None:
-        """Close the rows that are open among `rows`."""
-        for row in rows[self.open[rows]].tolist():
-            self.reason[row] = reason
-        self.open[rows] = False
+    def write(self, live: Tensor, token: Tensor, logp: Tensor, ended: Tensor) -> Tensor | None:
+        """Note one token per place of `live`; which rows go on [B], None where no row ends with it."""
+        self.tokens[live], self.logp[live] = token, logp.double()
+        position = live % self.width
+        over = (ended > 0) | (position == self.width - 1)
+        if not bool(over.any()):
+            return None
+        row = live // self.width
+        new = over & self.open[row]
+        closed = row[new]
+        self.length[closed], self.reason[closed], self.open[closed] = position[new] + 1, ended[new], False
+        return self.open[row]
 
     def completions(self) -> list[Completion]:
-        rows = zip(self.tokens.tolist(), self.logp.tolist(), self.length.tolist(), self.reason, strict=True)
-        return [Completion(tuple(t[:n]), tuple(p[:n]), why == "length", why) for t, p, n, why in rows]
-
-
-# ---- decoding --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Decoder:
-    """Next-token logits [B, V] of left-padded sequences; `pads` and `caches` say what is exact for this architecture."""
-
-    model: Any
-    arguments: frozenset[str]
-    pads: bool = True
-    caches: bool = True
-
-    @classmethod
-    def probed(cls, model: Any) -> _Decoder:
-        """Compare padded and cached logits of a tiny batch with those of whole sequences, and keep what is equal."""
-        arguments = frozenset(inspect.signature(causal_model(model).forward).parameters)
-        plain, fast = cls(model, arguments, caches=False), cls(model, arguments)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        device = next(model.parameters()).device
-        rows = [[i % vocabulary for i in row] for row in ((3, 4, 5, 6, 7, 8), (9, 10, 11))]
-        one, longer = left_padded(rows[:1], 0, device), left_padded([[*rows[0], 2]], 0, device)
-        caches = _same(
-            lambda: plain(*longer, None)[0], lambda: fast(*longer, taken(fast(*one, None)[1], one[0][:, 0] * 0))[0]
-        )
-        both = left_padded(rows, 0, device)
-        tried = cls(model, arguments, caches=caches)
-        pads = _same(
-            lambda: torch.cat([plain(*left_padded([[*r, 2]], 0, device), None)[0] for r in rows]),
-            lambda: tried(*_appended(*both, 2), tried(*both, None)[1])[0],
-        )
-        return cls(model, arguments, pads, caches)
-
-    def __call__(self, ids: Tensor, seen: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """`ids`, `seen` [B, T]: whole sequences and where they are not padding; with a cache only the last token is run."""
-        new = ids if cache is None else ids[:, -1:]
-        padded = None if bool(seen.all()) else seen
-        inputs: dict[str, Any] = {"input_ids": new, "attention_mask": padded, "use_cache": self.caches}
-        if "cache_params" in self.arguments:  # a state instead of keys and values: nothing of the past is masked
-            inputs.update(cache_params=cache, attention_mask=padded if cache is None else None)
-        else:
-            inputs["past_key_values"] = cache
-        if "position_ids" in self.arguments:
-            inputs["position_ids"] = (seen.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        if "logits_to_keep" in self.arguments:
-            inputs["logits_to_keep"] = 1
-        out = self.model(**inputs)
-        return out.logits[:, -1], cache_of(out) if self.caches else None
-
-
-def _same(exact: Callable[[], Tensor], tried: Callable[[], Tensor]) -> bool:
-    """Equal up to rounding? A wrong mask or position changes logits by far more; what raises is not equal."""
-    try:
-        a, b = exact(), tried()
-    except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
-        return False
-    tolerance = max(16 * torch.finfo(a.dtype).eps, 1e-4)
-    return float((a - b).abs().max()) <= tolerance * float(a.abs().max())
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, seen): [B, longest] int64 with padding on the left, and 1 where a token is not padding."""
-    width = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-    seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids.to(device), seen.to(device)
-
-
-def _appended(ids: Tensor, seen: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    one = seen.new_ones(len(seen), 1)
-    return torch.cat([ids, one * token], 1), torch.cat([seen, one], 1)
-
-
-def taken(cache: Any, rows: Tensor) -> Any:
-    """The cache of `rows` (int64, any length, with repetitions); changes `cache` in place."""
-    if cache is not None:
-        cache.reorder_cache(rows)
-    return cache
-
-
-def cache_of(out: Any) -> Any:
-    found = getattr(out, "past_key_values", None)
-    return found if found is not None else getattr(out, "cache_params", None)
-
-
-# ---- drawing ---------------------------------------------------------------------------------------------------------
-def draw(logits: Tensor, u: Tensor, settings: SamplerSettings) -> tuple[Tensor, Tensor]:
-    """A token per row of logits [B, V] by inverting the distribution's cumulative sum at u [B]; and its log-prob."""
-    if settings.temperature == 0:
-        return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
-    parts = chunks(len(logits), chunk_rows(logits.shape[-1], 8))
-    token, logp = zip(*(_drawn(logits[part], u[part], settings) for part in parts), strict=True)
-    return torch.cat(token), torch.cat(logp)
-
-
-def _drawn(logits: Tensor, u: Tensor, settings: SamplerSettings) -> tuple[Tensor, Tensor]:
-    logp = truncated_logp(torch.log_softmax(wide(logits) / settings.temperature, -1), settings.top_k, settings.top_p)
-    p = logp.exp().double()
-    total = p.cumsum(-1)
-    token = torch.searchsorted(total, (u * total[:, -1])[:, None], right=True).squeeze(1)
-    last = p.shape[1] - 1 - (p.flip(-1) > 0).int().argmax(-1)
-    token = torch.minimum(token, last)
-    return token, logp.gather(-1, token[:, None]).squeeze(-1)
-
-
-def truncated_logp(logp: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Log-probs [B, V] restricted to the top-k, then to the smallest set of mass >= top_p, and normalised again."""
-    some = 0 < top_k < logp.shape[-1]
-    if not some and top_p >= 1:
-        return logp
-    ranked, order = logp.topk(top_k) if some else logp.sort(-1, descending=True)
-    ranked = ranked.log_softmax(-1)
-    if top_p < 1:
-        before = ranked.exp().cumsum(-1) - ranked.exp()
-        ranked = ranked.masked_fill(before >= top_p, -torch.inf).log_softmax(-1)
-    return torch.full_like(logp, -torch.inf).scatter_(-1, order, ranked)
-
-
-def mix(keys: Tensor) -> Tensor:
-    """One well-mixed int64 per row of keys [n, k] (the finaliser of SplitMix64, folded over the columns)."""
-    state = torch.zeros(len(keys), dtype=torch.long, device=keys.device)
-    for column in keys.unbind(1):
-        state = _finalise(state ^ (column + _GOLDEN))
-    return state
-
-
-def uniform(key: Tensor, position: int) -> Tensor:
-    """Uniform numbers in [0, 1) with 53 random bits, a function of (key, position): [n] float64."""
-    bits = _finalise(key + _wrapped((position + 1) * _GOLDEN))
-    return ((bits >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)
-
-
-_GOLDEN = -7046029254386353131
-_FIRST, _SECOND = -4658895280553007687, -7723592293110705685
-
-
-def _wrapped(x: int) -> int:
-    """x modulo 2^64, as a signed 64-bit integer."""
-    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _finalise(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+        shape = (-1, self.width)
+        tokens, logp = self.tokens.view(shape).tolist(), self.logp.view(shape).tolist()
+        rows = zip(tokens, logp, self.length.tolist(), self.reason.tolist(), strict=True)
+        return [Completion(tuple(t[:n]), tuple(p[:n]), why == 0, REASONS[why]) for t, p, n, why in rows]
