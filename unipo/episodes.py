@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -353,6 +353,19 @@ class Episodes:
         counts = {"turn": step_counts[turns], "episode": turn_counts[keep], "group": sizes}
         columns = {name: c.take(taken[c.level]) for name, c in self._columns.items()}
         return Episodes({k: offsets_of(v) for k, v in counts.items()}, columns)
+
+    def minibatches(self, order: Tensor, parts: int) -> Iterator[Episodes]:
+        """The groups in an `order` [G] (int64), in `parts` of nearly equal size; of single steps they are views of one copy."""
+        if not self.is_flat:
+            for chunk in order.tensor_split(parts):
+                yield self.select(chunk, "group")
+            return
+        shuffled = self.select(order, "group")
+        for start, stop in pairwise(i * len(order) // parts for i in range(parts + 1)):
+            made = object.__new__(Episodes)
+            made._offsets = dict.fromkeys(LEVELS[1:], _counting(stop - start + 1).to(self.device))
+            made._columns = {n: replace(c, values=c.values[start:stop]) for n, c in shuffled._columns.items()}
+            yield made
 
     def _select_steps(self, keep: Tensor) -> Episodes:
         counts = torch.bincount(self.index("turn")[keep], minlength=self.count("turn"))

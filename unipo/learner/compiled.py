@@ -24,36 +24,37 @@ from unipo.objectives import Knob, Objective, number, with_settings
 if TYPE_CHECKING:
     from unipo.learner.learner import Learner
 
-GRAPHS = 8
+GRAPHS = 16
 """Most graphs of a run: kinds of updates (a delayed actor makes two) times sizes of minibatches."""
 MISSES = 3
-"""Batches in a row that a graph may leave to the slow twin before it is given up."""
+"""Batches in a row that a graph leaves to the slow twin until that is told."""
+VERIFIED = 2
+"""Updates that a graph makes beside the slow twin, to be compared."""
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest relative difference between the twins in what an update changes (Adam divides rounding by rounding)."""
 
 
 @dataclass
 class CompiledUpdates:
-    """Makes the updates of `learner` by graphs, one for each kind of update; None where the slow twin has to make it."""
+    """Makes the updates of `learner` by graphs, one for each kind of update; `given_up`: why a kind has none, if one has none."""
 
     learner: Learner
     given_up: str = ""
-    _graphs: dict[Any, _Update] = field(default_factory=dict)
+    _graphs: dict[Any, _Update | None] = field(default_factory=dict)
     _known: list[tuple[Objective, int]] = field(default_factory=list)
 
     def update(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> Update | None:
-        """One update of a batch of single steps, as `Learner.update` makes it. `settings`: of the knobs in the objective."""
-        if self.given_up or not episodes.is_flat or not len(episodes):
+        """One update of a batch of single steps, as `Learner.update` makes it; None where the slow twin has to make it.
+
+        `settings`: of the knobs in the objective.
+        """
+        if not episodes.is_flat or not len(episodes):
             return None
-        kind = self._kind(episodes, objective)
-        graph = self._graphs.get(kind) or self._made(episodes, objective, settings)
-        if graph is None:
+        try:
+            graph = self._graph(self._kind(episodes, objective), episodes, objective, settings)
+        except NotNow:
             return None
-        self._graphs[kind] = graph
-        made = graph(episodes, settings)
-        if graph.misses >= MISSES:
-            self._give_up(f"{MISSES} batches in a row took another way through the code than the one that was compiled")
-        return made
+        return None if graph is None else graph(episodes, settings)
 
     def forget(self) -> None:
         """Tensors that graphs hold have been replaced."""
@@ -76,25 +77,25 @@ class CompiledUpdates:
         self._known = [(known, i) for known, i in self._known if i != found] + [(objective, found)]
         return found
 
-    def _made(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> _Update | None:
-        """The graph of this kind of update, compared with the slow twin; None where there cannot be one."""
-        lacking = can_compile() or (f"more than {GRAPHS} kinds of updates" if len(self._graphs) >= GRAPHS else "")
-        if lacking:
-            self._give_up(lacking)
+    def _graph(
+        self, kind: Any, episodes: Episodes, objective: Objective, settings: Mapping[str, float]
+    ) -> _Update | None:
+        """The graph of this kind of update, at first compared with the slow twin; None where there is none. Raises NotNow."""
+        known = self._graphs.get(kind)
+        if kind in self._graphs and (known is None or known.verified >= VERIFIED):
+            return known
+        if known is None and len(self._graphs) >= GRAPHS:
             return None
         try:
-            graph = _Update.of(self.learner, episodes, objective, settings)
+            graph = known or _Update.of(self.learner, episodes, objective, settings)
             graph.verify(episodes, objective, settings)
-        except NotNow:
-            return None
+            self._graphs[kind] = graph
         except Unsuited as why:
-            self._give_up(str(why))
-            return None
-        return graph
-
-    def _give_up(self, why: str) -> None:
-        self.given_up = why
-        warnings.warn(f"updates are not compiled: {why}; they are made one operation at a time", stacklevel=2)
+            self._graphs[kind] = None
+            if not self.given_up:
+                warnings.warn(f"updates are not compiled: {why}; they are made one operation at a time", stacklevel=2)
+            self.given_up = str(why)
+        return self._graphs[kind]
 
 
 @dataclass
@@ -108,10 +109,13 @@ class _Update:
     shape: list[tuple[str, ...]]
     titles: list[str]
     misses: int = 0
+    verified: int = 0
 
     @classmethod
     def of(cls, learner: Learner, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> _Update:
-        """Raises Unsuited."""
+        """Raises Unsuited and NotNow."""
+        if lacking := can_compile():
+            raise Unsuited(lacking)
         now, knobs = objective.at(learner.updates), tuple(sorted(objective.knobs))
         prepare_states(learner.optimizer)
         shape: list[tuple[str, ...]] = []
@@ -133,6 +137,9 @@ class _Update:
 
         made = cls(learner, None, now.terms(), knobs, shape, titles)  # type: ignore[arg-type]
         made.graph = graph_of(lambda flat: update(_packed(flat, len(names))), made.inputs(episodes, settings))
+        unread = [k for k, read in zip(knobs, made.graph.read[-len(knobs) :] if knobs else [], strict=True) if not read]
+        if any(k in now.knobs for k in unread):
+            raise Unsuited(f"the setting of {unread} is read in a way that cannot be watched")
         return made
 
     def inputs(self, episodes: Episodes, settings: Mapping[str, float]) -> list[Tensor]:
@@ -144,6 +151,11 @@ class _Update:
     def __call__(self, episodes: Episodes, settings: Mapping[str, float]) -> Update | None:
         agreed, outputs = self.graph(self.inputs(episodes, settings))
         self.misses = 0 if agreed else self.misses + 1
+        if self.misses == MISSES:
+            warnings.warn(
+                f"{MISSES} batches in a row went another way than the compiled update, and were made plainly",
+                stacklevel=2,
+            )
         return self._unflattened(episodes, settings, outputs) if agreed else None
 
     def verify(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> None:
@@ -153,7 +165,7 @@ class _Update:
         fast = [t.clone() for t in self.graph.changed]
         _put_back(self.graph.changed, before)
         if not agreed:
-            raise Unsuited("the graph does not decide as the code that it was made of")
+            return
         self.learner.move(episodes, objective, settings)
         slow = [t.clone() for t in self.graph.changed]
         _put_back(self.graph.changed, before)
@@ -164,6 +176,7 @@ class _Update:
             raise Unsuited(
                 f"the compiled update differs from the plain one by {difference / max(moved, 1e-300):.1e} of it"
             )
+        self.verified += 1
 
     @property
     def _dtypes(self) -> set[torch.dtype]:

@@ -8,8 +8,7 @@ told: that call belongs to the function itself, the slow twin.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 Changes = Sequence[tuple[Tensor, Tensor]]
 """(a tensor that lives on, its new value)."""
@@ -34,11 +32,15 @@ class NotNow(Exception):
 
 @dataclass
 class Graph:
-    """`graph(*inputs)` -> (decided as when it was traced?, outputs); where not, nothing was changed."""
+    """`graph(inputs)` -> (decided as when it was traced?, outputs); where not, nothing was changed.
+
+    `lasting`: tensors of the outside that it reads; `changed`: those that it changes; `read`: which of its inputs it reads.
+    """
 
     run: Callable[..., Sequence[Tensor]]
     lasting: list[Tensor]
     changed: list[Tensor]
+    read: list[bool]
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[bool, Sequence[Tensor]]:
         with torch.no_grad():
@@ -67,52 +69,52 @@ def graph_of(
         return [*outputs, *(value for _, value in changes)]
 
     try:
-        with Decisions() as decisions:
-            traced = make_fx(whole, tracing_mode="real", _error_on_data_dependent_ops=False)(list(inputs))
-        lasting = _guarded(traced, decisions.values, changed)
-        example = [*lasting, *inputs]
-        with torch.no_grad(), _kept():
-            run = torch._inductor.standalone_compile(
-                traced, [x.detach() for x in example], dynamic_shapes="from_example_inputs"
-            )
-    except NotNow:
+        traced = make_fx(whole, tracing_mode="real", _error_on_data_dependent_ops=False)(list(inputs))
+        lasting = _guarded(traced, inputs, changed)
+        run = inductor(traced, [x.detach() for x in (*lasting, *inputs)])
+    except (NotNow, Unsuited):
         raise
     except Exception as error:
         raise Unsuited(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
-    return Graph(run, [x.detach() for x in lasting], changed)
+    read = [bool(node.users) for node in traced.graph.nodes if node.op == "placeholder"][len(lasting) :]
+    return Graph(run, [x.detach() for x in lasting], [x.detach() for x in changed], read)
 
 
-class Decisions(TorchDispatchMode):
-    """Collects the numbers that Python reads from tensors, in order."""
+class _Decisions(fx.Interpreter):
+    """Runs a graph, and notes the numbers that Python read from tensors."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: list[float | int | bool] = []
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.made: dict[fx.Node, float | int | bool] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is READ:
-            self.values.append(out)
+    def run_node(self, n: fx.Node) -> Any:
+        if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in n.target.tags:
+            raise Unsuited(f"{n.target} gives as much as its data say")
+        out = super().run_node(n)
+        if n.target is READ:
+            self.made[n] = out
         return out
 
 
-def _guarded(traced: fx.GraphModule, decided: Sequence[float | int | bool], changed: Sequence[Tensor]) -> list[Tensor]:
+def _guarded(traced: fx.GraphModule, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> list[Tensor]:
     """Rewrite the graph in place: tensors of the outside become inputs, decisions a last output, changes happen if all agree.
 
     Returns the tensors of the outside in the order of their inputs, which come first.
     """
     graph = traced.graph
     graph.set_codegen(fx.graph.CodeGen())
+    decisions = _Decisions(traced)
+    with torch.no_grad():
+        decisions.run(*inputs)
+    if any(isinstance(value, float) for value in decisions.made.values()):
+        raise Unsuited("the code reads numbers from tensors, and not only decisions")
     lasting = _lifted(traced, changed)
     places = {id(t): node for t, node in lasting}
     (last,) = [node for node in graph.nodes if node.op == "output"]
     results = list(last.args[0])
     outputs, values = results[: len(results) - len(changed)], results[len(results) - len(changed) :]
-    reads = [node for node in graph.nodes if node.target is READ]
-    if len(reads) != len(decided):
-        raise Unsuited(f"{len(decided)} numbers were read and {len(reads)} of them traced")
     with graph.inserting_before(last):
-        pairs = zip((node.args[0] for node in reads), decided, strict=True)
+        pairs = ((node.args[0], value) for node, value in decisions.made.items())
         same = [graph.call_function(torch.ops.aten.eq.Scalar, pair) for pair in pairs]
         same = [graph.call_function(torch.ops.aten.reshape.default, (node, [])) for node in same]
         true = graph.call_function(torch.ops.aten.ones.default, ([],), {"dtype": torch.bool})
@@ -122,7 +124,7 @@ def _guarded(traced: fx.GraphModule, decided: Sequence[float | int | bool], chan
             kept = graph.call_function(torch.ops.aten.where.self, (agreed, value, place))
             graph.call_function(torch.ops.aten.copy_.default, (place, kept))
     last.args = ([*outputs, agreed],)
-    for node in reads:
+    for node in decisions.made:
         graph.erase_node(node)
     graph.eliminate_dead_code()
     graph.lint()
@@ -151,7 +153,8 @@ def _lifted(traced: fx.GraphModule, more: Sequence[Tensor]) -> list[tuple[Tensor
     return list(found.values())
 
 
-@contextmanager
-def _kept() -> Iterator[None]:
-    with torch._inductor.config.patch({"size_asserts": False, "cpp.enable_floating_point_contract_flag": "off"}):
-        yield
+@torch.no_grad()
+def inductor(traced: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The graph as native code, from torch's cache where the same graph was compiled before."""
+    return torch._inductor.standalone_compile(traced, list(example), dynamic_shapes="from_example_inputs",
+                                              options={"config_patches": {"size_asserts": False}})  # fmt: skip

@@ -15,6 +15,7 @@ from unipo.critics.greedy import GreedyPolicy
 from unipo.episodes import Episodes
 from unipo.learner import Update
 from unipo.objectives import Needs
+from unipo.policies.acting import Acting
 from unipo.policies.networks import Normaliser
 from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Act, Collector
@@ -64,6 +65,7 @@ class EnvironmentData:
     behaviour: Adapted | None = None
     best: Best | None = None
     memory: Remembering | None = None
+    _acting: Acting | None = field(default=None, repr=False)
     _begun: dict[str, Any] | None = field(default=None, repr=False)
 
     # ---- batches -----------------------------------------------------------------------------------------------------
@@ -103,8 +105,13 @@ class EnvironmentData:
     @property
     def act(self) -> Act:
         """How the policy that is trained acts while data are collected."""
-        plain: Act = self.policy.act if self.memory is None else self.memory
-        return plain
+        if self.memory is not None:
+            return self.memory
+        if not Acting.suits(self.policy):
+            plain: Act = self.policy.act
+            return plain
+        self._acting = self._acting or Acting(self.policy)
+        return self._acting
 
     def another(self) -> Episodes:
         """One rollout more, of the policy as it is now."""

@@ -219,8 +219,8 @@ class Run:
                 yield objective, batch
                 continue
             order = keyed_generator(self.config.seed, "minibatch", self.step, epoch).permutation(batch.count("group"))
-            for chunk in torch.from_numpy(order).tensor_split(min(parts, batch.count("group"))):
-                yield objective, batch.select(chunk, "group")
+            for part in batch.minibatches(torch.from_numpy(order), min(parts, batch.count("group"))):
+                yield objective, part
 
     def deployed(self) -> AbstractContextManager[None]:
         """While it lasts, the policy is the one to evaluate and to keep."""
