@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,11 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="fewer turns and smaller work: all rows in minutes")
+    parser.add_argument("--turns", type=int, help="of each peer; ours has one more (default: each row's own)")
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
+    rows = chosen(ROWS, given.rows)
+    if given.turns:
+        rows = [replace(row, turns=given.turns, quick_turns=given.turns) for row in rows]
     with Forks() as run:
-        bench(chosen(ROWS, given.rows), run, given.quick, given.out, console)
+        bench(rows, run, given.quick, given.out, console)
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

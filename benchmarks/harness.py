@@ -167,14 +167,16 @@ def measure(row: Row, run: Runner, quick: bool, missing: Mapping[str, str]) -> M
     others = [side for side in (*row.peers, *row.also) if not quick or side.quick is not None]
     others = [side for side in others if not _absent(side, missing, made)]
     others += [row.limit] if row.limit else []
-    for turn in range(turns + 1):
+    for turn in range(turns):
         _turn(made, row.ours, run, quick)
-        if turn == turns or row.ours.name in made.failed:
-            break
+        if row.ours.name in made.failed:
+            return made
         for side in others:
             _turn(made, side, run, quick)
         others = [side for side in others if side.name not in made.failed]
         others = others if turn else _contenders(made, others)
+    if row.peers:
+        _turn(made, row.ours, run, quick)
     return made
 
 

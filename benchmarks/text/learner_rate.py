@@ -9,6 +9,7 @@ padding, recomputation, softmax, norms or the optimiser cost. Sequences share no
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.text.ours_update import BUDGET, DAPO, episodes_of, prepared
@@ -41,13 +42,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="float32")
     parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--sequences", type=int, default=SHAPE.group)
     given = parser.parse_args()
     dtype, autocast = PRECISIONS[given.precision]
     watch, policy = Stopwatch(given.warm), load_policy(str(folder(given.model)), dtype)
     recipe = build("dapo-bytedance", {"dapo-bytedance": DAPO})
     settings = LearnerSettings(learning_rate=1e-6, token_budget=BUDGET, autocast=autocast)
     learner = Learner({"policy": policy}, settings, monitor=("logp", "entropy"))
-    batches = [scripted(SHAPE, policy.vocabulary, step) for step in range(given.warm + given.steps)]
+    shape = replace(SHAPE, group=given.sequences)
+    batches = [scripted(shape, policy.vocabulary, step) for step in range(given.warm + given.steps)]
     known = [prepared(recipe, policy, batch, False) for batch in batches]
     watch.mark()
     for batch, columns in zip(batches, known, strict=True):

@@ -13,6 +13,7 @@ HOMES = {NEWEST: ("venv", "trl"), OLDER: ("trl-1.10.0", "trl-1.10.0")}
 BATCHES = (4, 8, 16, 32)
 SMALL = ("--model", "m3")
 """QUICK=1 scores the same tokens with a model of 1.4M instead of 26M parameters."""
+QUICK_STEPS = {NEWEST: "1", OLDER: "2"}
 
 
 def trl(version: str, module: str, label: str, *arguments: str, quick: tuple[str, ...] | None) -> Side:
@@ -21,7 +22,7 @@ def trl(version: str, module: str, label: str, *arguments: str, quick: tuple[str
                 needs=needs, preload=PEER)  # fmt: skip
 
 
-def ours(name: str, module: str, *arguments: str, quick: tuple[str, ...]) -> Side:
+def ours(name: str, module: str, *arguments: str, quick: tuple[str, ...] | None) -> Side:
     return Side(name=name, command=("-m", f"benchmarks.text.{module}", *arguments), quick=quick, preload=OURS)
 
 
@@ -30,15 +31,15 @@ def scripted_row(name: str, shape: str, title: str, goal: float, best: dict[str,
     """`best`: the fastest rows per forward pass of each version of TRL, the only setting that QUICK=1 runs."""
     peers = [
         trl(version, "trl_update", f"batch {rows}", shape, "--batch", str(rows),
-            quick=(*SMALL, "--steps", "2") if best[version] == rows else None)
+            quick=(*SMALL, "--steps", QUICK_STEPS[version]) if best[version] == rows else None)
         for version in HOMES for rows in BATCHES
     ]  # fmt: skip
     peers += [
         trl(version, "trl_update", f"batch {rows}, compiled", shape, "--batch", str(rows), "--compile", quick=None)
         for version, rows in best.items()
     ]
-    with_entropy = ours("unipo", "ours_update", shape, quick=(*SMALL, "--steps", "3"))
-    without = ours("without entropy", "ours_update", shape, "--signals", "", quick=(*SMALL, "--steps", "3"))
+    with_entropy = ours("unipo", "ours_update", shape, quick=(*SMALL, "--steps", "2"))
+    without = ours("without entropy", "ours_update", shape, "--signals", "", quick=None)
     return Row(
         name=name, title=title, goal=goal, ours=with_entropy, also=(without,), peers=tuple(peers), gate=same_update()
     )
@@ -83,7 +84,7 @@ RUNS = (
 # ---- beside the limit ------------------------------------------------------------------------------------------------
 def rate_row(dtype: str) -> Row:
     limit = Side(name="matmul", command=("-m", "benchmarks.text.matmul", "--dtype", dtype), preload=("torch",))
-    mine = ours("unipo", "learner_rate", "--precision", dtype, quick=("--steps", "1"))
+    mine = ours("unipo", "learner_rate", "--precision", dtype, quick=("--steps", "2", "--sequences", "4"))
     title = f"an update of 59M parameters in {dtype}, as a share of the matmul rate"
     return Row(name=f"learner-60m-{dtype}", title=title, goal=0.6, ours=mine, limit=limit)
 

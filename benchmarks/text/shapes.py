@@ -170,7 +170,7 @@ SAMPLING = {
 }
 QUICK = {
     "1m": SAMPLING["1m"],
-    "10m": Sampling(groups=2, prompt=64, longest=128),
+    "10m": Sampling(groups=2, prompt=64, longest=64),
     "60m": Sampling(groups=1, prompt=64, longest=32),
 }
 
