@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="fewer turns and smaller work: all rows in minutes")
+    parser.add_argument("--known", action="store_true", help="only the settings of peers that won earlier sweeps")
     parser.add_argument("--turns", type=int, help="of each peer; ours has one more (default: each row's own)")
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
     given = parser.parse_args(arguments)
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = chosen(ROWS, given.rows)
     if given.turns:
         rows = [replace(row, turns=given.turns, quick_turns=given.turns) for row in rows]
+    if given.known:
+        rows = [replace(row, peers=tuple(side for side in row.peers if side.quick is not None)) for row in rows]
     with Forks() as run:
         bench(rows, run, given.quick, given.out, console)
 

@@ -69,7 +69,6 @@ def run_row(size: str, title: str, goal: float, best: int, steps: str) -> Row:
         trl(version, "trl_run", f"batch {rows}", size, "--batch", str(rows), quick=quick if rows == best else None)
         for version in HOMES for rows in (8, 16, 32, 64)
     ]  # fmt: skip
-    peers.append(trl(NEWEST, "trl_run", "continuous batching", size, "--engine", "continuous", quick=None))
     mine = ours("unipo", "ours_run", size, quick=quick)
     return Row(name=f"grpo-{size}", title=title, goal=goal, ours=mine, peers=tuple(peers))
 

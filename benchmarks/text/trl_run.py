@@ -1,6 +1,6 @@
 """TRL's side of the end-to-end rows: GRPO (loss dapo, beta 0) with its own generation, in its fastest settings on a CPU.
 
-python -m benchmarks.text.trl_run 10m --batch 16 [--engine generate|continuous]
+python -m benchmarks.text.trl_run 10m --batch 16 [--engine generate|static|continuous]
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from benchmarks.text.shapes import GROUP, QUICK, SAMPLING, SIZES, Sampling, fold
 from benchmarks.text.timing import Stopwatch, versions
 from benchmarks.text.trl_update import FAST
 
-ENGINES = {"generate": {}, "continuous": {"use_transformers_continuous_batching": True}}
+ENGINES = {
+    "generate": {},
+    "static": {"cache_implementation": "static"},
+    "continuous": {"use_transformers_continuous_batching": True},
+}
+"""Measured on two cores with 0.9M parameters: continuous 4.1 ms a token (and 12 GB), generate 0.24 ms; static as generate."""
 
 
 class Counting(GRPOTrainer):
