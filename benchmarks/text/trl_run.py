@@ -19,7 +19,7 @@ from benchmarks.text.shapes import GROUP, QUICK, SAMPLING, SIZES, Sampling, fold
 from benchmarks.text.timing import Stopwatch, versions
 from benchmarks.text.trl_update import FAST
 
-ENGINES = {
+ENGINES: dict[str, dict[str, Any]] = {
     "generate": {},
     "static": {"cache_implementation": "static"},
     "continuous": {"use_transformers_continuous_batching": True},
