@@ -179,7 +179,7 @@ def test_turns_interleave_context_and_actions(tmp_path: Path) -> None:
     logp = torch.log_softmax(policy.model(torch.tensor([[20, 21, 5, 6, 30, 7, 1]])).logits[0], -1)
     expected = torch.stack([logp[1, 5], logp[2, 6], logp[4, 7], logp[5, 1]])
     torch.testing.assert_close(policy.signals(episodes, ["logp"])["logp"], expected, atol=2e-5, rtol=1e-5)
-    assert policy.total_lengths(episodes).tolist() == [7]
+    assert policy.total_lengths(episodes).tolist() == [6], "the last token is no input"
 
 
 def test_a_head_that_is_not_the_models_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from unipo.episodes import Episodes, offsets_of, ranges
 from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, Quantity, chunk_rows, chunked, log_probs
 from unipo.functional.divergences import kl
+from unipo.policies.attention import Unsupported, attending
+from unipo.policies.layout import Layout, Sequences, layout, sequences
 
 PADDING_WASTE = 1.05
 """A bucket is cut where padding would pass this share of its tokens."""
@@ -64,6 +66,7 @@ class TokenPolicy:
         self.attached: dict[str, TokenPolicy] = {}
         self.model.eval()
         self._head: Head | None = None
+        self._one_row: bool | None = None
 
     @property
     def emits(self) -> frozenset[str]:
@@ -98,10 +101,10 @@ class TokenPolicy:
         self.attached[name] = other
 
     def total_lengths(self, episodes: Episodes) -> Tensor:
-        """[E]: tokens computed per episode, context and actions."""
-        context = episodes.context(self.context)
-        assert context.offsets is not None
-        return episodes.lengths() + episodes.reduce(context.offsets.diff(), level="turn")
+        """[E]: tokens computed per episode; a prompt that is computed once for several counts for the first of them."""
+        with self._switched():
+            shared = self._takes_one_row(self._verified())
+        return sequences(episodes, self.context).computed(shared)
 
     # ---- signals -------------------------------------------------------------------------------------------------------
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
@@ -146,9 +149,25 @@ class TokenPolicy:
     # ---- hidden states -------------------------------------------------------------------------------------------------
     def _hidden(self, episodes: Episodes, head: Head) -> Tensor:
         """[N, d]; full logits [N, V] where the head could not be taken apart. The last token of a sequence is no input."""
-        flat, bounds, action = interleaved(episodes, self.context)
-        self._check(bounds, action)
-        lengths, acted, steps = bounds.diff() - 1, episodes.lengths(), []
+        found = sequences(episodes, self.context)
+        self._check(found)
+        if self._takes_one_row(head):
+            try:
+                return self._in_one_row(layout(found))
+            except Unsupported as error:
+                warnings.warn(f"prompts are not shared in this batch: {error}", stacklevel=2)
+        return self._in_buckets(found, episodes.lengths(), head)
+
+    def _in_one_row(self, row: Layout) -> Tensor:
+        decoder = decoder_of(self.model)
+        with attending(decoder.config, row):
+            ids, positions = (x[None].to(self.device) for x in (row.tokens, row.positions))
+            hidden = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+        return hidden.index_select(0, row.scored.to(self.device))
+
+    def _in_buckets(self, found: Sequences, acted: Tensor, head: Head) -> Tensor:
+        flat, bounds, action = found.tokens, found.bounds, found.action
+        lengths, steps = bounds.diff() - 1, []
         first, states = offsets_of(acted)[:-1], []
         acting = acted.nonzero().squeeze(1)
         for bucket in buckets(lengths[acting]):
@@ -163,10 +182,9 @@ class TokenPolicy:
         back = torch.argsort(torch.cat(steps)).to(self.device)
         return torch.cat(states)[back]
 
-    def _check(self, bounds: Tensor, action: Tensor) -> None:
-        lengths, limit = bounds.diff(), context_limit(self.model)
-        starts = bounds[:-1][lengths > 0]
-        bare = (lengths > 0).nonzero().squeeze(1)[action[starts]]
+    def _check(self, found: Sequences) -> None:
+        lengths, limit = found.bounds.diff(), context_limit(self.model)
+        bare = ((lengths > 0) & (found.prompt == 0)).nonzero().squeeze(1)
         if len(bare):
             raise ValueError(
                 f"episode {int(bare[0])} has actions but no context before them: give it a prompt of at least one token"
@@ -199,6 +217,31 @@ class TokenPolicy:
                 head = Head(None)
             self._head = replace(head, temperature=self.temperature)
         return self._head
+
+    def _takes_one_row(self, head: Head) -> bool:
+        """Whether a `Layout` of a few short sequences gives the hidden states that buckets give; asked once."""
+        if self._one_row is None:
+            self._one_row = head.linear is not None and self._row_equals_buckets(head)
+            if head.linear is not None and not self._one_row:
+                warnings.warn(
+                    f"{type(self.model).__name__}: its attention could not be taken apart, so prompts are computed for every "
+                    "episode that has them: correct, but slower", stacklevel=2,
+                )  # fmt: skip
+        return self._one_row
+
+    @torch.no_grad()
+    def _row_equals_buckets(self, head: Head) -> bool:
+        words = self.vocabulary
+        ids = [[(7 * i + j) % words for j in range(6)] for i in range(4)]
+        probe = sequences(
+            Episodes.build([ids[1][:3], ids[2][:3], ids[0][:1], ids[3][:4]], [ids[0]] * 3 + [ids[3]]), "score"
+        )
+        try:
+            mine, theirs = self._in_one_row(layout(probe)), self._in_buckets(probe, torch.tensor([3, 3, 1, 4]), head)
+        except Exception:  # whatever an architecture does not take: its buckets are used
+            return False
+        tolerance = min(64 * torch.finfo(theirs.dtype).eps, 0.05)
+        return bool((mine - theirs).norm() <= tolerance * theirs.norm())
 
     def _switched(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.adapter else self.model.disable_adapter()
@@ -240,21 +283,6 @@ class TokenPolicy:
 
 
 # ---- layout --------------------------------------------------------------------------------------------------------------
-def interleaved(episodes: Episodes, context: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole token sequences: (tokens [T], offsets [E + 1], is_action [T]), each turn its context and then its actions."""
-    column = episodes.context(context)
-    assert column.offsets is not None
-    before, acted = column.offsets.diff(), episodes.lengths("turn")
-    counts = torch.stack([before, acted], 1).reshape(-1)
-    starts = offsets_of(counts)[:-1].reshape(-1, 2)
-    flat = episodes["token"].new_zeros(int(counts.sum()))
-    action = torch.zeros_like(flat, dtype=torch.bool)
-    flat[ranges(starts[:, 0], before)] = column.values
-    where = ranges(starts[:, 1], acted)
-    flat[where], action[where] = episodes["token"], True
-    return flat, offsets_of(episodes.reduce(before + acted, level="turn")), action
-
-
 def buckets(lengths: Tensor) -> list[Tensor]:
     """Row indices by length, longest first, cut where padding passes `PADDING_WASTE` of the tokens inside."""
     order = torch.argsort(lengths, descending=True, stable=True)
@@ -336,4 +364,4 @@ def equals_own_logits(model: Any, head: Head) -> bool:
     return ours.shape == own.shape and float((ours - own).abs().max()) <= 8 * coarse * PROBE
 
 
-__all__ = ["TokenPolicy", "ValueHead", "interleaved"]
+__all__ = ["TokenPolicy", "ValueHead"]
