@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unipo.episodes import Column, Episodes
+from unipo.policies.acting import Acting
 from unipo.sources.environments import Environments
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.reward_scaling import RewardScaler
@@ -68,8 +69,13 @@ class Collector:
     # ---- acting ----------------------------------------------------------------------------------------------------
     def step(self, act: Act, version: int) -> dict[str, Array]:
         """One step of every environment: rows [n, ...] for `TransitionReplay.add_rows`."""
-        n = self.environments.num
-        rows = {**self._step(act), "env": np.arange(n), "policy_version": np.full(n, version)}
+        n, before = self.environments.num, self.environments.observation
+        chosen, logp = act(torch.from_numpy(before), torch.from_numpy(self._noise_of(1)[0]))
+        rows = self._step(before, chosen.numpy())
+        rows |= {
+            "reward": rows["reward"].astype(np.float32), "behavior_logp": logp.numpy(),
+            "env": np.arange(n), "policy_version": np.full(n, version),
+        }  # fmt: skip
         if self.reward_scaler is not None:
             ended = (rows["terminated"] | rows["truncated"])[:, None]
             scaled = self.reward_scaler.merge_and_scale(rows["reward"][:, None], ended)[:, 0]
@@ -85,31 +91,42 @@ class Collector:
         truncated (everything else that ended it: bootstrap), of which `unfinished` goes on in the next batch;
         final_observation [E, d], the state after the last step; env, episode_number, policy_version, kind.
         """
-        n, first = self.environments.num, self._step(act)
-        buffers = {k: np.empty((n, steps_per_env, *v.shape[1:]), v.dtype) for k, v in first.items()}
-        for t in range(steps_per_env):
-            for name, value in (first if t == 0 else self._step(act)).items():
-                buffers[name][:, t] = value
+        rollout = self._rolled(steps_per_env, act)
         if self.reward_scaler is not None:
-            buffers["raw_reward"] = buffers["reward"]
-            ended = buffers["terminated"] | buffers["truncated"]
-            buffers["reward"] = self.reward_scaler.merge_and_scale(buffers["reward"], ended)
-        fragments = _fragments(buffers, version)
+            rollout["raw_reward"] = rollout["reward"]
+            ended = rollout["terminated"] | rollout["truncated"]
+            rollout["reward"] = self.reward_scaler.merge_and_scale(rollout["reward"].T, ended.T).T
+        fragments = _fragments(rollout, version)
         if self.recorder is not None:
             self.recorder.add(fragments)
         return fragments
 
-    def _step(self, act: Act) -> dict[str, Array]:
-        envs = self.environments
-        before, numbers = envs.observation, envs.episode_number
-        chosen, logp = act(torch.from_numpy(before), torch.from_numpy(self._draw()))
-        action = chosen.numpy()
-        outcome = envs.step(action)
+    def _rolled(self, steps: int, act: Act) -> dict[str, Array]:
+        """Columns [T, n, ...] by time, so that a step writes one contiguous row of each."""
+        envs, noise = self.environments, self._noise_of(steps)
+        chooser: Acting | Apart = act if isinstance(act, Acting) else Apart(act)
+        given = chooser.begin(envs.observation, noise)
+        if given is None:
+            chooser, given = Apart(act), noise
+        columns: dict[str, Array] = {}
+        for t in range(steps):
+            row = self._step(envs.observation, chooser.choose(envs.observation, given[t]))
+            if not columns:
+                columns = {name: np.empty((steps, *value.shape), value.dtype) for name, value in row.items()}
+            for name, value in row.items():
+                columns[name][t] = value
+        columns["reward"] = columns["reward"].astype(np.float32)
+        columns["behavior_logp"] = chooser.logp(columns["observation"], noise, columns["action"]).numpy()
+        return columns
+
+    def _step(self, before: Array, action: Array) -> dict[str, Array]:
+        """One step of every environment, from their states `before`: rows [n, ...]."""
+        numbers = self.environments.episode_number
+        outcome = self.environments.step(action)
         self.steps += 1
         self._count(outcome.reward, outcome.terminated | outcome.truncated)
         return {
-            "observation": before, "action": action, "reward": outcome.reward.astype(np.float32),
-            "behavior_logp": logp.numpy(), **outcome.extras,
+            "observation": before, "action": action, "reward": outcome.reward, **outcome.extras,
             "next_observation": outcome.observation, "terminated": outcome.terminated, "truncated": outcome.truncated,
             "episode_number": numbers,
         }  # fmt: skip
@@ -125,14 +142,18 @@ class Collector:
         logp = torch.full((n,), -float(np.log(spec.sizes).sum()))
         return torch.from_numpy(drawn[:, 0] if spec.kind == "categorical" else drawn), logp
 
-    def _draw(self) -> Array:
-        block, position = divmod(self.steps, _BLOCK)
-        if self._noise[0] != block:
-            shape = (_BLOCK, self.environments.num, self.noise_size)
-            normals = keyed_generator(self.seed, "noise", block).standard_normal(shape, dtype=np.float32)
-            self._noise = (block, normals)
-        drawn: Array = self._noise[1][position]
-        return drawn
+    def _noise_of(self, steps: int) -> Array:
+        """[steps, n, noise_size]: of this step and those after it."""
+        parts, first, end = [], self.steps, self.steps + steps
+        while first < end:
+            block, position = divmod(first, _BLOCK)
+            if self._noise[0] != block:
+                shape = (_BLOCK, self.environments.num, self.noise_size)
+                normals = keyed_generator(self.seed, "noise", block).standard_normal(shape, dtype=np.float32)
+                self._noise = (block, normals)
+            parts.append(self._noise[1][position : position + end - first])
+            first += len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @property
     def finished(self) -> list[tuple[float, int]]:
@@ -177,22 +198,49 @@ class Collector:
             self.recorder.load_state_dict(state.get("recorder") or {})
 
 
-def _fragments(buffers: Mapping[str, Array], version: int) -> Episodes:
-    """Buffers [n, T, ...] cut where an episode ended and at the end of the batch."""
-    terminated, truncated = buffers["terminated"].reshape(-1), buffers["truncated"].reshape(-1)
-    last = np.zeros_like(buffers["terminated"])
-    last[:, -1] = True
-    ends = np.flatnonzero(terminated | truncated | last.reshape(-1))
-    flat = {name: torch.from_numpy(b.reshape(-1, *b.shape[2:])) for name, b in buffers.items()}
-    index, one = torch.from_numpy(ends), torch.arange(len(ends) + 1)
-    episode = {name: flat[name][index] for name in ("episode_number", "terminated")}
-    episode["env"] = index // buffers["reward"].shape[1]
+class Apart:
+    """An `Act` that is asked at every step, and gives the log-prob at once."""
+
+    def __init__(self, act: Act) -> None:
+        self.act = act
+        self._logps: list[Tensor] = []
+
+    def begin(self, observation: Array, noise: Array) -> Array:
+        return noise
+
+    def choose(self, observation: Array, noise: Array) -> Array:
+        action, logp = self.act(torch.from_numpy(observation), torch.from_numpy(noise))
+        self._logps.append(logp)
+        chosen: Array = action.numpy()
+        return chosen
+
+    def logp(self, observation: Array, noise: Array, action: Array) -> Tensor:
+        return torch.stack(self._logps)
+
+
+def _fragments(rollout: Mapping[str, Array], version: int) -> Episodes:
+    """Columns [T, n, ...] cut where an episode ended and at the end of the batch."""
+    steps = len(rollout["reward"])
+    over = rollout["terminated"] | rollout["truncated"]
+    over[-1] = True
+    ends = np.flatnonzero(over.T)
+    env, time = np.divmod(ends, steps)
+    flat = {name: _by_env(b) for name, b in rollout.items() if name not in _PER_FRAGMENT}
+    last = {name: torch.from_numpy(rollout[name][time, env]) for name in _PER_FRAGMENT}
+    index, one = torch.from_numpy(env), torch.arange(len(ends) + 1)
+    episode = {name: last[name] for name in ("episode_number", "terminated")}
+    episode["env"] = index
     episode["policy_version"] = torch.full_like(index, version)
     episode["truncated"] = ~episode["terminated"]
-    episode["unfinished"] = ~(flat["terminated"] | flat["truncated"])[index]
-    episode["final_observation"] = flat["next_observation"][index]
-    columns = {name: Column(v, "step") for name, v in flat.items() if name not in _PER_FRAGMENT}
+    episode["unfinished"] = ~(last["terminated"] | last["truncated"])
+    episode["final_observation"] = last["next_observation"]
+    columns = {name: Column(v, "step") for name, v in flat.items()}
     columns |= {name: Column(v, "episode") for name, v in episode.items()}
     columns["kind"] = Column(torch.zeros(len(ends), dtype=torch.long), "episode", None, ("rollout",))
     turn = torch.from_numpy(np.concatenate([[0], ends + 1]))
     return Episodes({"turn": turn, "episode": one, "group": one}, columns)
+
+
+def _by_env(rows: Array) -> Tensor:
+    """[n * T, ...] of [T, n, ...]."""
+    return torch.from_numpy(np.ascontiguousarray(rows.swapaxes(0, 1))).flatten(0, 1)

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from unipo.episodes import Episodes
 from unipo.sources.environment_errors import EnvironmentFailure, TaskEnvironmentError, failure
+from unipo.sources.histories import Histories
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.spaces import ActionSpec, ObservationSpec, finite
-from unipo.sources.stepping import Maker, Outcome, ProcessEnded, Processes, Together
+from unipo.sources.stepping import Broken, Maker, Outcome, Processes, Together
+from unipo.sources.vectorised import together
 
 __all__ = [
     "ActionSpec", "EnvironmentFailure", "Environments", "ObservationSpec", "Outcome", "TaskEnvironmentError", "make_environment",
@@ -96,12 +98,12 @@ class Environments:
                  info_columns: tuple[str, ...] = ()) -> None:  # fmt: skip
         self.num, self.seed, self.info_columns = num, seed, info_columns
         makers = [Maker(make, i, info_columns) for i in range(num)]
-        self._stepper: Together | Processes = Processes(makers) if asynchronous else Together(makers)
+        self._stepper: Together | Processes = Processes(makers) if asynchronous else together(makers)
         space = self._stepper.action_space
         self.observation_spec = ObservationSpec(self._stepper.size)
         self.action_spec = ActionSpec.of(space)
         self.episode_number = np.zeros(num, dtype=np.int64)
-        self._actions: list[list[Any]] = [[] for _ in range(num)]
+        self._actions = Histories(num, self.action_spec.shape, self.action_spec.dtype)
         self.observation = np.zeros((num, self.observation_spec.size), dtype=np.float32)
         self._reset(np.ones(num, dtype=bool))
 
@@ -110,13 +112,11 @@ class Environments:
         native = self.action_spec.native(action)
         try:
             outcome = self._stepper.step(native)
-        except ProcessEnded as gone:
-            env = int(gone.args[0])
-            where = (env, int(self.episode_number[env]), len(self._actions[env]), native[env])
-            raise failure("broke down and its process ended", *where) from None
-        self._check(outcome, native)
-        for history, done in zip(self._actions, native, strict=True):
-            history.append(done)
+        except Broken as broken:
+            raise self._failure(broken.problem, broken.env, native) from broken.__cause__
+        if not (finite(outcome.observation) and finite(outcome.reward)):
+            raise self._unusual(outcome, native)
+        self._actions.append(native)
         self.observation = outcome.observation
         ended = outcome.terminated | outcome.truncated
         if np.count_nonzero(ended):
@@ -128,28 +128,27 @@ class Environments:
         seeds = [self._reset_seed(i) if which[i] else 0 for i in range(self.num)]
         begun = self._stepper.reset(which, seeds)
         self.observation = np.where(which[:, None], begun, self.observation)
-        for i in np.flatnonzero(which).tolist():
-            self._actions[i] = []
-            if not finite(begun[i]):
-                raise failure("returned a NaN or infinite observation", i, int(self.episode_number[i]), 0)
+        self._actions.begin(which)
+        if not finite(self.observation):
+            env = int(np.flatnonzero(np.logical_or.reduce(~np.isfinite(begun), axis=1))[0])
+            raise failure("returned a NaN or infinite observation", env, int(self.episode_number[env]), 0)
 
     def _reset_seed(self, env: int) -> int:
         return int(keyed_generator(self.seed, "environment", env, int(self.episode_number[env])).integers(2**31))
 
-    def _check(self, outcome: Outcome, native: Array) -> None:
-        if finite(outcome.observation) and finite(outcome.reward):
-            return
-        bad = (~np.isfinite(outcome.observation)).sum(axis=1) > 0
+    def _unusual(self, outcome: Outcome, native: Array) -> EnvironmentFailure:
+        bad: Array = np.logical_or.reduce(~np.isfinite(outcome.observation), axis=1)
         env = int(np.flatnonzero(bad | ~np.isfinite(outcome.reward))[0])
-        what = "observation" if bad[env] else "reward"
-        steps = len(self._actions[env])
-        raise failure(f"returned a NaN or infinite {what}", env, int(self.episode_number[env]), steps, native[env])
+        return self._failure(f"returned a NaN or infinite {'observation' if bad[env] else 'reward'}", env, native)
+
+    def _failure(self, problem: str, env: int, native: Array) -> EnvironmentFailure:
+        return failure(problem, env, int(self.episode_number[env]), self._actions.length(env), native[env])
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to come back here: for JSON."""
         return {
             "episode_number": self.episode_number.tolist(),
-            "actions": [[np.asarray(a).tolist() for a in history] for history in self._actions],
+            "actions": [self._actions.of(i).tolist() for i in range(self.num)],
             "observation": self.observation.tolist(),
         }
 
@@ -160,12 +159,10 @@ class Environments:
                 f"the saved state has {len(state['actions'])} environments, these are {self.num}: use as many"
             )
         self.episode_number = np.asarray(state["episode_number"], dtype=np.int64)
-        dtype = self.action_spec.dtype
-        self._actions = [
-            list(np.asarray(h, dtype=dtype).reshape(len(h), *self.action_spec.shape)) for h in state["actions"]
-        ]
+        self._actions.load(state["actions"])
         seeds = [self._reset_seed(i) for i in range(self.num)]
-        self.observation = self._stepper.replay(seeds, self.episode_number.tolist(), self._actions)
+        done = [self._actions.of(i) for i in range(self.num)]
+        self.observation = self._stepper.replay(seeds, self.episode_number.tolist(), done)
         if not np.array_equal(self.observation, np.asarray(state["observation"], dtype=np.float32)):
             warnings.warn(
                 "an environment does not repeat itself from its seed and actions: the resumed run is not exact"

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
 from unipo.sources.environment_errors import EnvironmentFailure, failure
@@ -30,20 +31,46 @@ class Outcome(NamedTuple):
     extras: Mapping[str, Array]
 
 
+class Broken(Exception):
+    """Environment `env` can go no further: whoever knows its episode says where."""
+
+    def __init__(self, problem: str, env: int) -> None:
+        super().__init__(problem, env)
+        self.problem, self.env = problem, env
+
+
+def stripped(env: gym.Env[Any, Any]) -> tuple[gym.Env[Any, Any], float]:
+    """What is below the wrappers of `gymnasium.make` that only count and check at each step, and the steps that they allow."""
+    limit = float("inf")
+    while type(env) in (TimeLimit, OrderEnforcing):
+        if isinstance(env, TimeLimit):
+            limit = min(limit, env._max_episode_steps)
+        env = env.env  # type: ignore[attr-defined]
+    return env, limit
+
+
 class Flattened(gym.Wrapper[Array, Any, Any, Any]):
-    """Environment `index`: vectors out, only the `info_columns` of info, failures that say where."""
+    """Environment `index`: vectors out, only the `info_columns` of info, failures that say where.
+
+    Resets go through all its wrappers; steps go to what they wrap, and the time limit is counted here.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], index: int, info_columns: tuple[str, ...]) -> None:
         super().__init__(env)
         self.index, self.info_columns = index, info_columns
         self.size = ObservationSpec.of(env.observation_space).size
         self.episode, self.steps = -1, 0
+        self.inner, self.limit = stripped(env)
+        self._step = self.inner.step
         self._plain = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 1
         self._space = env.observation_space
         self.observation_space = spaces.Box(-np.inf, np.inf, (self.size,), np.float32)
 
     def _vector(self, observation: Any) -> Array:
-        flat = np.asarray(observation if self._plain else spaces.flatten(self._space, observation), dtype=np.float32)
+        """[size], of any type."""
+        flat = observation if self._plain else spaces.flatten(self._space, observation)
+        if type(flat) is not np.ndarray:
+            flat = np.asarray(flat, dtype=np.float32)
         if flat.shape != (self.size,):
             raise ValueError(f"an observation of shape {flat.shape}, expected ({self.size},)")
         return flat
@@ -51,22 +78,22 @@ class Flattened(gym.Wrapper[Array, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         self.episode, self.steps = self.episode + 1, 0
         try:
-            return self._vector(self.env.reset(seed=seed)[0]), {}
+            return self._vector(self.env.reset(seed=seed)[0]).astype(np.float32), {}
         except Exception as error:
             raise failure(f"raised {type(error).__name__}: {error}", self.index, self.episode, 0) from error
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            vector, paid = self._vector(observation), float(reward)
-            kept = {name: info[name] for name in self.info_columns}
+            observation, reward, terminated, truncated, info = self._step(action)
+            vector, paid = self._vector(observation).astype(np.float32), float(reward)
+            kept = {name: info[name] for name in self.info_columns} if self.info_columns else {}
         except Exception as error:
             problem = f"raised {type(error).__name__}: {error}"
             raise failure(problem, self.index, self.episode, self.steps, action) from error
         self.steps += 1
-        return vector, paid, bool(terminated), bool(truncated), kept
+        return vector, paid, bool(terminated), bool(truncated or self.steps >= self.limit), kept
 
-    def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Sequence[Any]]) -> Array:
+    def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Array]) -> Array:
         """Back to the middle of an episode: reset it as it was and do the same again. [d] the state reached."""
         self.episode = episodes[self.index] - 1
         observation = self.reset(seed=seeds[self.index])[0]
@@ -95,8 +122,8 @@ def _numbers(values: Any) -> Array:
 class Together:
     """All environments in this process."""
 
-    def __init__(self, makers: Sequence[Maker]) -> None:
-        self.envs = [make() for make in makers]
+    def __init__(self, envs: Sequence[Flattened]) -> None:
+        self.envs = list(envs)
         self.size, self.action_space = self.envs[0].size, self.envs[0].action_space
 
     def step(self, native: Array) -> Outcome:
@@ -116,16 +143,12 @@ class Together:
             observation[i] = self.envs[i].reset(seed=seeds[i])[0]
         return observation
 
-    def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Sequence[Any]]) -> Array:
+    def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Array]) -> Array:
         return np.stack([env.replay(seeds, episodes, actions) for env in self.envs])
 
     def close(self) -> None:
         for env in self.envs:
             env.close()
-
-
-class ProcessEnded(Exception):
-    """The process of environment args[0] is gone."""
 
 
 class Processes:
@@ -145,7 +168,7 @@ class Processes:
     def reset(self, which: Array, seeds: Sequence[int]) -> Array:
         return self._guarded(self.envs.reset, seed=list(seeds), options={"reset_mask": which})[0]
 
-    def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Sequence[Any]]) -> Array:
+    def replay(self, seeds: Sequence[int], episodes: Sequence[int], actions: Sequence[Array]) -> Array:
         return np.stack(self._guarded(self.envs.call, "replay", seeds, episodes, actions))
 
     def _guarded(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +182,8 @@ class Processes:
             sentinels = [process.sentinel for process in self.envs.processes]
             gone = connection.wait(sentinels, timeout=5)
             self._abandon()
-            raise ProcessEnded(next((i for i, s in enumerate(sentinels) if s in gone), 0)) from None
+            env = next((i for i, s in enumerate(sentinels) if s in gone), 0)
+            raise Broken("broke down and its process ended", env) from None
 
     def _abandon(self) -> None:
         """Gymnasium's own close would wait for the process that is gone."""
