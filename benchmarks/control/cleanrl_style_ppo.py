@@ -1,6 +1,6 @@
 """PPO in one file, after the structure that CleanRL publishes: torch modules and distributions, synchronous vector environment.
 
-    build/peers/venv/bin/python benchmarks/control/cleanrl_style_ppo.py ppo-cartpole --threads 1
+    build/peers/venv/bin/python -m benchmarks.control.cleanrl_style_ppo ppo-cartpole --threads 1
 
 Written for this benchmark from the published structure and defaults (one Agent module with separate actor and critic, statistics
 of episodes by a wrapper, rollout tensors [steps, envs], GAE backwards, epochs of shuffled minibatches, Adam with eps 1e-5); the
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from settings import PPO
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import PPO
+from benchmarks.control.side import Meter, parser, say, set_threads
 
 GIVEN = parser(__doc__, tuple(PPO)).parse_args()
 set_threads(GIVEN.threads)

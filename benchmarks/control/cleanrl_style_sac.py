@@ -1,6 +1,6 @@
 """SAC in one file, after the structure that CleanRL publishes: two critic modules, replay in numpy, one environment.
 
-    build/peers/venv/bin/python benchmarks/control/cleanrl_style_sac.py sac-halfcheetah --threads 1
+    build/peers/venv/bin/python -m benchmarks.control.cleanrl_style_sac sac-halfcheetah --threads 1
 
 Written for this benchmark from the published structure: soft clipping of log-std into [-5, 2], critics moved at every step,
 the actor and the temperature twice at every second step, targets at every step; the settings are those of the row.
@@ -11,8 +11,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
-from settings import SAC
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import SAC
+from benchmarks.control.side import Meter, parser, say, set_threads
 
 GIVEN = parser(__doc__, tuple(SAC)).parse_args()
 set_threads(GIVEN.threads)
@@ -20,7 +20,7 @@ set_threads(GIVEN.threads)
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402, N812
+import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 

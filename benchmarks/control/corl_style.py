@@ -1,6 +1,6 @@
 """TD3+BC and IQL in one file, after the structure that CORL publishes: torch modules, the dataset as tensors on the device.
 
-    build/peers/venv/bin/python benchmarks/control/corl_style.py td3bc --threads 1 --width 256
+    build/peers/venv/bin/python -m benchmarks.control.corl_style td3bc --threads 1 --width 256
 
 Written for this benchmark from the published structure: every critic a module and an optimiser step of its own kind, batches
 gathered from the whole dataset, targets by soft updates; observations standardised for TD3+BC. Nothing is logged.
@@ -13,15 +13,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from settings import OFFLINE
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import OFFLINE
+from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
 
 GIVEN = parser(__doc__, tuple(OFFLINE)).parse_args()
 set_threads(GIVEN.threads)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402, N812
+import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
 
@@ -166,6 +166,20 @@ def main() -> None:
     kind = {"td3bc": Td3Bc, "iql": Iql}[GIVEN.row]
     learner = kind(columns[0].shape[1], columns[1].shape[1], GIVEN.width, s)
     context = torch.autocast("cpu", dtype=torch.bfloat16) if GIVEN.precision == "autocast" else nullcontext()
+    if GIVEN.steps:
+        with context:
+            for _ in range(GIVEN.steps):
+                rows = np.random.randint(0, len(columns[0]), s["batch_size"])
+                learner.update(*(c[rows] for c in columns))
+
+        def act(x: np.ndarray) -> np.ndarray:
+            seen = (x - mean) / std if GIVEN.row == "td3bc" else x
+            with torch.no_grad():
+                return np.asarray(learner.actor(torch.as_tensor(seen)).float())
+
+        return say_returns(
+            s["environment"], GIVEN.steps, act, GIVEN.precision, ("torch", "gymnasium", "mujoco", "numpy")
+        )
     meter, going = Meter("update", GIVEN.warm, GIVEN.seconds), True
     with context:
         while going:

@@ -1,6 +1,6 @@
 """100,000 recorded HalfCheetah-v5 transitions for the offline rows, made once and kept under build/bench.
 
-    python benchmarks/control/data.py
+    python -m benchmarks.control.data
 
 records a run of our PPO as a Minari dataset, and writes the same transitions as `transitions.npz` for the scripts that
 do not read Minari.
@@ -23,18 +23,22 @@ def make() -> Path:
     """Record the data where they are not there yet; returns the Minari dataset's folder."""
     if ARRAYS.exists():
         return MINARI
-    from rich.console import Console
-    from settings import PPO
-    from side_ours import ppo_settings
+    from benchmarks.control.side import set_threads
 
+    set_threads(1)
+    from rich.console import Console
+
+    from benchmarks.control.settings import PPO
+    from benchmarks.control.side_ours import ppo_settings
     from unipo.api import configure, start
 
     shutil.rmtree(PLACE, ignore_errors=True)
     PLACE.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         options, settings = ppo_settings(PPO["ppo-halfcheetah"])
-        config, recipe = configure("ppo", "HalfCheetah-v5", {"ppo": options}, preset=False, tensorboard=False, evaluations=0,
-                                   total_timesteps=STEPS, record=str(MINARI), out=f"{folder}/run", **settings)  # fmt: skip
+        asked = {"tensorboard": False, "evaluations": 0, "total_timesteps": STEPS, "threads": 1, **settings}
+        config, recipe = configure("ppo", "HalfCheetah-v5", {"ppo": options}, preset=False, record=str(MINARI),
+                                   out=f"{folder}/run", **asked)  # fmt: skip
         start(config, recipe, Console(quiet=True)).train()
     write_arrays()
     return MINARI

@@ -1,7 +1,7 @@
 """Physical limits of the control rows: stepping alone, and the updates' matrix products alone.
 
-    python benchmarks/control/limits.py stepping --row ppo-halfcheetah
-    python benchmarks/control/limits.py products --row sac-halfcheetah --precision bfloat16
+    python -m benchmarks.control.limits stepping --row ppo-halfcheetah
+    python -m benchmarks.control.limits products --row sac-halfcheetah --precision bfloat16
 
 `stepping`: environment steps per second of Gymnasium's fastest way to step that many copies, random actions, nothing else.
 `products`: updates per second if an update were only the matrix products that it cannot do without, forward and backward
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from settings import OFFLINE, PPO, SAC
-from side import Meter, say, set_threads
+from benchmarks.control.settings import OFFLINE, PPO, SAC
+from benchmarks.control.side import Meter, say, set_threads
 
 OBSERVATIONS, ACTIONS, BATCH = 17, 6, 256
 Pass = tuple[int, Sequence[tuple[int, int]], bool, bool]

@@ -11,8 +11,11 @@ import json
 import os
 import resource
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+EPISODES, FIRST_SEED = 20, 1_000_000
 
 
 def parser(description: str | None, rows: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -24,6 +27,9 @@ def parser(description: str | None, rows: tuple[str, ...]) -> argparse.ArgumentP
     asked.add_argument("--seconds", type=float, default=5.0, help="seconds that are counted, at the least")
     asked.add_argument("--precision", default="float32", help="float32, autocast (bfloat16) or mkldnn (bfloat16)")
     asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument(
+        "--steps", type=int, default=0, help="train for so long, untimed, and give the returns then reached"
+    )
     asked.add_argument("--width", type=int, default=256, help="units of both hidden layers (td3bc and iql)")
     return asked
 
@@ -57,10 +63,6 @@ class Meter:
                 "versions": versions(libraries), **more}  # fmt: skip
 
 
-class Stopped(Exception):
-    """Ends a peer's training loop from within its callback."""
-
-
 def processor_seconds() -> float:
     """User and system seconds of this process and of its children that have ended."""
     times = os.times()
@@ -75,6 +77,33 @@ def versions(libraries: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def episode_returns(environment: str, act: Callable[[Any], Any]) -> list[float]:
+    """Undiscounted returns of whole episodes, from starts that no training run uses; `act`: [n, d] -> [n, ...], its mode."""
+    import gymnasium
+    import numpy as np
+
+    environments = [gymnasium.make(environment) for _ in range(EPISODES)]
+    observations = [env.reset(seed=FIRST_SEED + i)[0] for i, env in enumerate(environments)]
+    returns, running = [0.0] * EPISODES, list(range(EPISODES))
+    while running:
+        actions, left = act(np.stack([observations[i] for i in running]).astype(np.float32)), []
+        for i, action in zip(running, actions, strict=True):
+            observations[i], reward, terminated, truncated, _ = environments[i].step(action)
+            returns[i] += float(reward)
+            left += [] if terminated or truncated else [i]
+        running = left
+    return [round(r, 2) for r in returns]
+
+
+def say_returns(
+    environment: str, steps: int, act: Callable[[Any], Any], notes: str, libraries: tuple[str, ...]
+) -> None:
+    """The last line of a side that trained for `steps`."""
+    cpu = processor_seconds()
+    say({"unit": "run", "units": 1, "wall_seconds": 0.0, "cpu_seconds": round(cpu, 1), "notes": notes,
+         "gate": {"returns": episode_returns(environment, act), "steps": steps}, "versions": versions(libraries)})  # fmt: skip
 
 
 def set_threads(threads: int) -> None:

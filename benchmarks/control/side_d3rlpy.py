@@ -1,6 +1,6 @@
 """d3rlpy as a side of the offline rows: its replay in memory, its `update` on batches that it samples, no logging.
 
-PYTHONPATH=build/peers/d3rlpy-2.8.1 build/peers/venv/bin/python benchmarks/control/side_d3rlpy.py td3bc --width 256
+PYTHONPATH=build/peers/d3rlpy-2.8.1 build/peers/venv/bin/python -m benchmarks.control.side_d3rlpy td3bc --width 256
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from settings import OFFLINE
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import OFFLINE
+from benchmarks.control.side import Meter, parser, say, set_threads
 
 GIVEN = parser(__doc__, tuple(OFFLINE)).parse_args()
 set_threads(GIVEN.threads)

@@ -1,6 +1,6 @@
 """unipo as a side of the control rows, through the doors that `unipo run` takes: configure, start, advance.
 
-    python benchmarks/control/side_ours.py ppo-cartpole --threads 1
+    python -m benchmarks.control.side_ours ppo-cartpole --threads 1
 
 No evaluations and no TensorBoard, as on the other sides; metrics, ledger and flushes of every step are part of it.
 """
@@ -11,9 +11,10 @@ import shutil
 import tempfile
 from typing import Any
 
-from settings import OFFLINE, PPO, SAC
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import OFFLINE, PPO, SAC
+from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
 
+LIBRARIES = ("unipo", "torch", "gymnasium", "mujoco", "numpy")
 METHODS = {"td3bc": "td3-bc", "iql": "iql"}
 
 
@@ -33,15 +34,15 @@ def settings_of(row: str, width: int) -> tuple[str, dict[str, Any], dict[str, An
     if row in SAC:
         s = SAC[row]
         settings = {"batch_size": s["batch_size"], "hidden": (s["width"],) * 2, "learning_rate": s["learning_rate"],
-                    "learning_starts": s["learning_starts"], "replay_capacity": s["buffer_size"], "rollout": 250}  # fmt: skip
+                    "learning_starts": s["learning_starts"], "replay_capacity": s["buffer_size"], "rollout": 200}  # fmt: skip
         options = {"gamma": s["gamma"], "tau": s["tau"], "temperature_rate": s["learning_rate"]}
         return "sac", options, settings
-    from data import make
+    from benchmarks.control.data import make
 
     s = OFFLINE[row]
     options = {k: v for k, v in s.items() if k not in ("environment", "batch_size", "learning_rate")}
     settings = {"batch_size": s["batch_size"], "hidden": (width,) * 2, "learning_rate": s["learning_rate"],
-                "dataset": str(make()), "rollout": 500}  # fmt: skip
+                "dataset": str(make()), "rollout": 250}  # fmt: skip
     return METHODS[row], options, settings
 
 
@@ -61,13 +62,38 @@ def build(row: str, width: int, threads: int, seed: int, **more: Any) -> Any:
     return start(config, recipe, Console(quiet=True))
 
 
+def returns_of(run: Any, row: str, steps: int, notes: str) -> None:
+    """Train to the end and evaluate; offline, steps are updates."""
+    import torch
+
+    from unipo.sources.environments import make_environment
+    from unipo.sources.spaces import ActionSpec
+
+    while run.step < run.config.steps:
+        run.advance()
+    shutil.rmtree(run.folder, ignore_errors=True)
+    environment = {**PPO, **SAC, **OFFLINE}[row]["environment"]
+    spec = ActionSpec.of(make_environment(environment).action_space)
+
+    def act(x: Any) -> Any:
+        return spec.native(run.policy.act(torch.from_numpy(x), torch.zeros(len(x), 8), deterministic=True)[0].numpy())
+
+    say_returns(environment, steps, act, notes, LIBRARIES)
+
+
 def main() -> None:
     asked = parser(__doc__, (*PPO, *SAC, *OFFLINE))
     asked.add_argument("--set", nargs="*", default=[], help="further settings of the run, NAME=VALUE")
     given = asked.parse_args()
     set_threads(given.threads)
     more = dict(pair.split("=", 1) for pair in given.set)
+    if given.steps:
+        more["total_timesteps"] = given.steps
+    if given.precision == "autocast":
+        more["autocast"] = "bfloat16"
     run = build(given.row, given.width, given.threads, given.seed, **more)
+    if given.steps:
+        return returns_of(run, given.row, given.steps, given.precision)
     meter = Meter("env_step" if given.row in PPO else "update", given.warm, given.seconds)
     going = True
     while going:
@@ -77,7 +103,7 @@ def main() -> None:
         going = meter.add(per_step if given.row in PPO else run.learner.updates - before)
     shutil.rmtree(run.folder, ignore_errors=True)
     notes = f"{given.threads} thread(s), {given.precision}"
-    say(meter.result(notes, ("unipo", "torch", "gymnasium", "mujoco", "numpy")))
+    say(meter.result(notes, LIBRARIES, work=1.0))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Stable-Baselines3 as a side of the PPO and SAC rows: DummyVecEnv, on the CPU, without logging.
 
-build/peers/venv/bin/python benchmarks/control/side_sb3.py ppo-cartpole --threads 1 [--compile]
+build/peers/venv/bin/python -m benchmarks.control.side_sb3 ppo-cartpole --threads 1 [--compile]
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from settings import PPO, SAC
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import PPO, SAC
+from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
 
 ASKED = parser(__doc__, (*PPO, *SAC))
 ASKED.add_argument("--compile", action="store_true", help="th.compile(model.policy), as its documentation suggests")
@@ -21,6 +20,8 @@ from stable_baselines3 import PPO as Ppo  # noqa: E402
 from stable_baselines3 import SAC as Sac  # noqa: E402
 from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
+
+LIBRARIES = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
 
 
 class Timed(BaseCallback):
@@ -67,12 +68,18 @@ def main() -> None:
     per_rollout = PPO[GIVEN.row]["n_envs"] * PPO[GIVEN.row]["n_steps"] if GIVEN.row in PPO else 1
     if GIVEN.precision == "autocast":  # of the updates: actions in bfloat16 have no numpy
         model.train = torch.autocast("cpu", dtype=torch.bfloat16)(model.train)
+    if GIVEN.steps:
+        model.learn(total_timesteps=GIVEN.steps)
+        found = {**PPO, **SAC}[GIVEN.row]["environment"]
+        return say_returns(
+            found, GIVEN.steps, lambda x: model.predict(x, deterministic=True)[0], GIVEN.precision, LIBRARIES
+        )
     model.learn(total_timesteps=10**9, callback=Timed(meter, per_rollout))
     notes = (
         f"DummyVecEnv, {GIVEN.threads} thread(s), {GIVEN.precision}{', th.compile(policy)' if GIVEN.compile else ''}"
     )
-    say(meter.result(notes, ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")))
+    say(meter.result(notes, LIBRARIES))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """SBX (Stable-Baselines3's interface on JAX) as a side of the PPO and SAC rows: everything else as `side_sb3.py`.
 
-    build/peers/venv/bin/python benchmarks/control/side_sbx.py ppo-cartpole --threads 1
+build/peers/venv/bin/python -m benchmarks.control.side_sbx ppo-cartpole --threads 1
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from settings import PPO, SAC
-from side import Meter, parser, say, set_threads
+from benchmarks.control.settings import PPO, SAC
+from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
 
 GIVEN = parser(__doc__, (*PPO, *SAC)).parse_args()
 set_threads(GIVEN.threads)
@@ -23,6 +23,8 @@ import sbx  # noqa: E402
 import torch  # noqa: E402
 from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
+
+LIBRARIES = ("sbx-rl", "jax", "stable-baselines3", "gymnasium", "mujoco", "numpy")
 
 
 class Timed(BaseCallback):
@@ -58,9 +60,15 @@ def main() -> None:
         jax.config.update("jax_default_matmul_precision", "bfloat16")
     model, per_rollout = build(GIVEN.row)
     meter = Meter("env_step" if GIVEN.row in PPO else "update", GIVEN.warm, GIVEN.seconds)
+    if GIVEN.steps:
+        model.learn(total_timesteps=GIVEN.steps)
+        found = {**PPO, **SAC}[GIVEN.row]["environment"]
+        return say_returns(
+            found, GIVEN.steps, lambda x: model.predict(x, deterministic=True)[0], GIVEN.precision, LIBRARIES
+        )
     model.learn(total_timesteps=10**9, callback=Timed(meter, per_rollout))
     notes = f"SBX on JAX, {GIVEN.threads} thread(s), {GIVEN.precision}"
-    say(meter.result(notes, ("sbx-rl", "jax", "stable-baselines3", "gymnasium", "mujoco", "numpy")))
+    say(meter.result(notes, LIBRARIES))
 
 
 if __name__ == "__main__":
