@@ -177,7 +177,8 @@ def main() -> None:
             with torch.no_grad():
                 return np.asarray(learner.actor(torch.as_tensor(seen)).float())
 
-        return say_returns(
+        say_returns(
+        return
             s["environment"], GIVEN.steps, act, GIVEN.precision, ("torch", "gymnasium", "mujoco", "numpy")
         )
     meter, going = Meter("update", GIVEN.warm, GIVEN.seconds), True

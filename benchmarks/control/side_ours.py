@@ -93,7 +93,8 @@ def main() -> None:
         more["autocast"] = "bfloat16"
     run = build(given.row, given.width, given.threads, given.seed, **more)
     if given.steps:
-        return returns_of(run, given.row, given.steps, given.precision)
+        returns_of(run, given.row, given.steps, given.precision)
+        return
     meter = Meter("env_step" if given.row in PPO else "update", given.warm, given.seconds)
     going = True
     while going:

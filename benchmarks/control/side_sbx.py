@@ -63,7 +63,8 @@ def main() -> None:
     if GIVEN.steps:
         model.learn(total_timesteps=GIVEN.steps)
         found = {**PPO, **SAC}[GIVEN.row]["environment"]
-        return say_returns(
+        say_returns(
+        return
             found, GIVEN.steps, lambda x: model.predict(x, deterministic=True)[0], GIVEN.precision, LIBRARIES
         )
     model.learn(total_timesteps=10**9, callback=Timed(meter, per_rollout))
