@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unipo.functional.chunked import chunk_rows, chunks, wide
+from unipo.sources.native import drawn, library
 
 
 class Shaping(Protocol):
@@ -34,11 +35,16 @@ def draw(logits: Tensor, u: Tensor, shaping: Shaping) -> tuple[Tensor, Tensor]:
     """
     if shaping.temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
+    native = library() if not shaping.top_k and shaping.top_p == 1 and _simple(logits) else None
+    if native is not None:
+        return drawn(native, logits, u, shaping.temperature)
     parts = list(chunks(len(logits), chunk_rows(logits.shape[-1], 8)))
-    if len(parts) == 1:
-        return _drawn(logits, u, shaping)
     token, logp = zip(*(_drawn(logits[part], u[part], shaping) for part in parts), strict=True)
     return torch.cat(token), torch.cat(logp)
+
+
+def _simple(logits: Tensor) -> bool:
+    return logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.is_contiguous()
 
 
 def _drawn(logits: Tensor, u: Tensor, shaping: Shaping) -> tuple[Tensor, Tensor]:

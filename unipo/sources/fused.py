@@ -8,7 +8,8 @@ free. Compared with the model's own logits on first use.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from unipo.functional.chunked import Head
 from unipo.sources.fused_weights import Parts
+from unipo.sources.native import LANES, NativeStep
 
+Put = Callable[[int, Tensor, Tensor], None]
 REFILL = 0.125
 """Waiting prompts are admitted when this share of the batch is free: each admission is a pass of its own."""
 PREFILL_TOKENS = 8192
@@ -27,31 +30,49 @@ PREFILL_TOKENS = 8192
 def verified_parts(model: Any) -> Parts | None:
     """The parts of `model` if it is of a known form and fused decoding gives the model's own logits; else None.
 
-    A model that looks right and gives other logits is told in one warning.
+    A form that should give them and does not is told in one warning.
     """
     parts = Parts.of(model)
-    if parts is None or equals_model(parts, model):
-        return parts
-    warnings.warn(f"{type(model).__name__}: fused decoding does not give this model's logits, so the model is called for "
-                  "every token: correct, but slower", stacklevel=2)  # fmt: skip
-    return None
+    while parts is not None and not equals_model(parts, model):
+        form = "fused" if parts.native is None else "native"
+        warnings.warn(f"{type(model).__name__}: {form} decoding does not give this model's logits, so a slower form is used",
+                      stacklevel=2)  # fmt: skip
+        parts = None if parts.native is None else replace(parts, native=None)
+    return parts
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------------------
+KEYS, VALUES, COLUMNS, LENGTH, START, BLOCK = range(6)
+"""Columns of `FusedDecoding.row`: the shared prompt (addresses, columns, columns in use), the first own column, its block."""
 
 
 class FusedDecoding:
-    """`Decoding` of at most `batch` of `rows` rows in all, with prompts up to `longest` and `tokens` more each."""
+    """`Decoding` of at most `batch` of `rows` rows in all, with prompts up to `longest` and `tokens` more each.
+
+    The native form keeps a prompt's keys and values once, for all rows that continue it; torch's operations need a copy
+    in every row.
+    """
 
     def __init__(self, parts: Parts, batch: int, rows: int, longest: int, tokens: int) -> None:
-        self.parts, self.slots, self.longest = parts, min(batch, rows), longest
+        self.parts, self.slots, self.shared = parts, min(batch, rows), parts.native is not None
         self.layers, self.output, self.embedding = parts.layers(), parts.output(), parts.inner.model.embed_tokens.weight
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.cos, self.sin = parts.rotations(longest + tokens)
-        self.columns = longest + tokens * (1 if rows <= batch else 2)
-        blocks, like = (len(self.layers), self.slots, parts.keys), {"dtype": self.dtype, "device": self.device}
-        self.keys = torch.empty(*blocks, parts.size, self.columns, **like)
-        self.values = torch.empty(*blocks, self.columns, parts.size, **like)
-        self.mask = torch.empty(self.slots, self.columns, **like)
-        self.start = torch.empty(self.slots, dtype=torch.long, device=self.device)
-        self.rows, self.now, self.first, self.uneven = 0, longest, 0, False
+        self.begin = 0 if self.shared else longest
+        self.columns = self.begin + tokens * (1 if rows <= batch else 2)
+        self.keys, self.values = self._memory(len(self.layers), self.slots, self.columns)
+        self.mask = torch.empty(0 if self.shared else self.slots, self.columns, dtype=self.dtype, device=self.device)
+        self.row = torch.zeros(self.slots, 6, dtype=torch.long, device=self.device)
+        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rows, self.now, self.first, self.uneven = 0, self.begin, 0, False
+        self.native = None if parts.native is None else NativeStep(parts.native, self)
+
+    def _memory(self, a: int, b: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Keys [a, b, K, h, C] and values [a, b, K, C, h]: C is a multiple of LANES, with at least LANES columns to spare."""
+        columns = (columns + 2 * LANES - 1) // LANES * LANES
+        shape, like = (a, b, self.parts.keys), {"dtype": self.dtype, "device": self.device}
+        keys = torch.empty(*shape, self.parts.size, columns, **like)
+        return keys, torch.empty(*shape, columns, self.parts.size, **like)
 
     # ---- rows ----
     def room(self, waiting: Sequence[int], live: int) -> int:
@@ -60,23 +81,19 @@ class FusedDecoding:
         return min(free, len(waiting)) if enough else 0
 
     def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-        """Distinct prompts are computed once; every row gets a copy of the keys and values, ending before column `now`."""
+        """Distinct prompts are computed once; equal ones are neighbours."""
         distinct = list(dict.fromkeys(prompts))
         which = {p: i for i, p in enumerate(distinct)}
         index = torch.tensor([which[p] for p in prompts], device=self.device)
-        first, self.rows = self.rows, self.rows + len(prompts)
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        if not first:
-            self.now = self.longest
-        self.start[first : self.rows] = self.now - lengths
-        column = torch.arange(self.columns, device=self.device)
-        self.mask[first : self.rows] = torch.where(column < self.now - lengths[:, None], -torch.inf, 0.0)
-        logits = []
-        size = max(1, PREFILL_TOKENS // len(distinct[0]))
+        if not self.rows:
+            self.now = self.begin
+        used = set(self.row[: self.rows, BLOCK].tolist())
+        self.blocks = {i: block for i, block in self.blocks.items() if i in used}
+        logits, size = [], max(1, PREFILL_TOKENS // len(distinct[0]))
         for begin in range(0, len(distinct), size):
             part = distinct[begin : begin + size]
-            hit = ((index >= begin) & (index < begin + len(part))).nonzero().squeeze(1)
-            logits.append(self._prefilled(part, index[hit] - begin, hit + first))
+            of = index[(index >= begin) & (index < begin + len(part))] - begin
+            logits.append(self._prefilled(part, of))
         self._span()
         return torch.cat(logits)[index]
 
@@ -90,7 +107,9 @@ class FusedDecoding:
             used = slice(self.first, self.now)
             self.keys[:, holes, ..., used] = self.keys[:, tails, ..., used]
             self.values[:, holes, :, used] = self.values[:, tails, :, used]
-            self.mask[holes], self.start[holes] = self.mask[tails], self.start[tails]
+            self.row[holes] = self.row[tails]
+            if not self.shared:
+                self.mask[holes] = self.mask[tails]
             order[holes] = tails
         if self.rows:
             self._span()
@@ -98,7 +117,7 @@ class FusedDecoding:
 
     def _span(self) -> None:
         """The first column in use, and whether rows differ in it."""
-        start = self.start[: self.rows]
+        start = self.row[: self.rows, START]
         self.first = int(start.min())
         self.uneven = int(start.max()) > self.first
 
@@ -109,15 +128,70 @@ class FusedDecoding:
         self.values[..., :length, :] = self.values[..., self.first : self.now, :].clone()
         self.mask[:, :length] = self.mask[:, self.first : self.now].clone()
         self.mask[:, length:] = 0.0
-        self.start -= self.first
+        self.row[:, START] -= self.first
         self.now, self.first = length, 0
+
+    # ---- prompts ----
+    def _prefilled(self, prompts: Sequence[tuple[int, ...]], index: Tensor) -> Tensor:
+        """Logits after each prompt; new rows continue prompts[index]."""
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        g, width = len(prompts), int(lengths.max())
+        ids = torch.tensor([list(p) + [0] * (width - len(p)) for p in prompts], device=self.device)
+        cos, sin = self.cos[:width, None].repeat(g, 1, 1), self.sin[:width, None].repeat(g, 1, 1)
+        put = (self._sharing if self.shared else self._copying)(lengths, index)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.view(g, width, -1, self.parts.size).transpose(1, 2) for x in (q, k, v))
+            put(layer, k, v)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
+            return out.transpose(1, 2).reshape(g * width, -1)
+
+        x = self._forward(ids.view(-1), cos, sin, attend)
+        return self._scaled(self._logits(x.view(g, width, -1)[torch.arange(g, device=self.device), lengths - 1]))
+
+    def _sharing(self, lengths: Tensor, index: Tensor) -> Put:
+        """Keys and values k, v [G, K, T, h] of a layer go into a block that the new rows point to."""
+        width, new = int(lengths.max()), slice(self.rows, self.rows + len(index))
+        keys, values = self._memory(len(lengths), len(self.layers), width)
+        name = max(self.blocks, default=-1) + 1
+        self.blocks[name], self.rows = (keys, values), new.stop
+        for column, memory in ((KEYS, keys), (VALUES, values)):
+            self.row[new, column] = memory.data_ptr() + index * (memory.stride(0) * memory.element_size())
+        self.row[new, COLUMNS], self.row[new, LENGTH] = keys.shape[-1], lengths[index]
+        self.row[new, START], self.row[new, BLOCK] = self.now, name
+
+        def put(layer: int, k: Tensor, v: Tensor) -> None:
+            keys[:, layer, ..., :width], values[:, layer, :, :width] = k.mT, v
+
+        return put
+
+    def _copying(self, lengths: Tensor, index: Tensor) -> Put:
+        """Keys and values k, v [G, K, T, h] of a layer go into every new row, ending before column `now`."""
+        width, new = int(lengths.max()), slice(self.rows, self.rows + len(index))
+        start = self.now - lengths[index]
+        self.row[new, START], self.rows = start, new.stop
+        column = torch.arange(self.columns, device=self.device)
+        self.mask[new] = torch.where(column < start[:, None], -torch.inf, 0.0)
+        at = (column[:width] - (width - lengths[index, None])).clamp(min=0)
+
+        def put(layer: int, k: Tensor, v: Tensor) -> None:
+            used = slice(self.now - width, self.now)
+            self.keys[layer, new, ..., used] = k.transpose(1, 2)[index[:, None], at].permute(0, 2, 3, 1)
+            self.values[layer, new, :, used] = v.transpose(1, 2)[index[:, None], at].transpose(1, 2)
+
+        return put
 
     # ---- tokens ----
     def step(self, token: Tensor) -> Tensor:
         if self.now == self.columns:
             self._shifted()
+        logits = self._eager(token) if self.native is None else self.native(token, self.row, self.now)
+        self.now += 1
+        return self._scaled(logits)
+
+    def _eager(self, token: Tensor) -> Tensor:
         n, now, first = self.rows, self.now, self.first
-        position = now - self.start[:n] if self.uneven else torch.tensor([now - first], device=self.device)
+        position = now - self.row[:n, START] if self.uneven else torch.tensor([now - first], device=self.device)
         cos, sin = self.cos[position, None], self.sin[position, None]
         mask = self.mask[:n, first : now + 1] if self.uneven else None
 
@@ -126,33 +200,13 @@ class FusedDecoding:
             keys[..., now], values[:, :, now] = k, v
             return attention(q, keys[..., first : now + 1], values[:, :, first : now + 1], mask)
 
-        x = self._forward(token, cos, sin, attend)
-        self.now = now + 1
-        return self._logits(x)
-
-    def _prefilled(self, prompts: Sequence[tuple[int, ...]], index: Tensor, rows: Tensor) -> Tensor:
-        """Logits after each prompt; keys and values of prompt index[i] go to row rows[i]."""
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        g, width = len(prompts), int(lengths.max())
-        ids = torch.tensor([list(p) + [0] * (width - len(p)) for p in prompts], device=self.device)
-        cos, sin = self.cos[:width, None].repeat(g, 1, 1), self.sin[:width, None].repeat(g, 1, 1)
-        column = torch.arange(width, device=self.device)
-        right = (column - (width - lengths[:, None])).clamp(min=0)
-        at = torch.arange(g, device=self.device)[:, None]
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (x.view(g, width, -1, self.parts.size) for x in (q, k, v))
-            self.keys[layer, rows, ..., self.now - width : self.now] = k[at, right].permute(0, 2, 3, 1)[index]
-            self.values[layer, rows, :, self.now - width : self.now] = v[at, right].transpose(1, 2)[index]
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
-            return out.transpose(1, 2).reshape(g * width, -1)
-
-        x = self._forward(ids.view(-1), cos, sin, attend)
-        return self._logits(x.view(g, width, -1)[at.squeeze(1), lengths - 1])
+        return self._logits(self._forward(token, cos, sin, attend))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return Head(None, self.parts.head.scale, self.parts.head.cap)(torch.mm(self._normed(x), self.output))
+        return torch.mm(self._normed(x), self.output)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return Head(None, self.parts.head.scale, self.parts.head.cap)(logits)
 
     def _forward(self, ids: Tensor, cos: Tensor, sin: Tensor, attend: Any) -> Tensor:
         """Hidden states [n, d] of tokens [n] at rotations `cos`, `sin`; `attend(layer, q, k, v)` gives [n, H h]."""
@@ -210,6 +264,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return torch.bmm(scores.softmax(-1), v.reshape(n * keys, length, size)).view(n, -1)
 
 
+@torch.no_grad()
 def equals_model(parts: Parts, model: Any) -> bool:
     """Are logits the model's own, up to rounding: of uneven prompts, with rows that leave, and rows that join them?"""
     vocabulary, device = len(parts.inner.model.embed_tokens.weight), parts.inner.model.embed_tokens.weight.device
@@ -217,7 +272,7 @@ def equals_model(parts: Parts, model: Any) -> bool:
     try:
         decoding = FusedDecoding(parts, 2, 3, 7, 2)
         made = [decoding.admit(rows[:2])]
-        made.append(decoding.step(torch.tensor([2, 2], device=device) % vocabulary))
+        made.append(decoding.step(torch.tensor([2, 2], device=device) % vocabulary).clone())
         decoding.keep(torch.tensor([False, True], device=device))
         made.append(decoding.admit(rows[2:]))
         made.append(decoding.step(torch.tensor([3, 4], device=device) % vocabulary))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unipo.functional.chunked import Head
 from unipo.policies.token import causal_model, head_of
+from unipo.sources.native import library
 
 KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
@@ -40,7 +41,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The modules of a model that this file can decode. `window`: longest sequence that attends to all of itself."""
+    """The modules of a model that can be decoded here. `window`: longest sequence that attends to all of itself.
+
+    `native`: compiled functions that decode it, None where torch's operations do.
+    """
 
     inner: Any
     head: Head
@@ -50,23 +54,30 @@ class Parts:
     eps: float
     scaling: float
     window: int
+    native: Any
 
     @classmethod
     def of(cls, model: Any) -> Parts | None:
+        """None where the model's kind, modules or precision are not known here."""
         inner, config = causal_model(model), causal_model(model).config
         if config.model_type not in KINDS or getattr(inner.model.rotary_emb, "rope_type", "") not in ROTATIONS:
             return None
         if inner.dtype == torch.float64:  # these models' norms compute in float32 then, which is not copied here
             return None
         head, layers = head_of(model), inner.model.layers
-        if not all(map(_plain, layers)) or type(head.linear) is not nn.Linear or head.linear.bias is not None:
+        linear: Any = head.linear
+        if not all(map(_plain, layers)) or type(linear) is not nn.Linear or linear.bias is not None:
             return None
         first = layers[0].self_attn
         windows = [getattr(layer.self_attn, "sliding_window", None) or 1 << 60 for layer in layers]
         heads, keys = (linear.out_features // first.head_dim for linear in (first.q_proj, first.k_proj))
-        return cls(
-            inner, head, heads, keys, first.head_dim, _eps(layers[0].input_layernorm), first.scaling, min(windows)
+        native = (
+            library()
+            if inner.dtype == torch.float32 and inner.device.type == "cpu" and first.head_dim % 4 == 0
+            else None
         )
+        return cls(inner, head, heads, keys, first.head_dim, _eps(layers[0].input_layernorm), first.scaling, min(windows),
+                   native)  # fmt: skip
 
     def layers(self) -> list[Layer]:
         """Copies of the weights as they are now."""

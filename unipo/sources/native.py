@@ -1,0 +1,157 @@
+"""The native form of decoding and drawing on a CPU: `fused.c`, compiled once per machine and kept in the user's cache.
+
+Without a C compiler, or without torch's BLAS under its usual name, `library()` is None and torch's operations are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("fused.c")
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
+         "-fassociative-math", "-ffinite-math-only")  # fmt: skip
+VARIANTS = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native",),
+    (),
+)
+"""Tried in turn: compilers differ in what they know."""
+LANES = 16
+"""Columns that `fused.c` reads at once: memory has a multiple of it, and as many beyond those in use."""
+
+
+@cache
+def library() -> Any:
+    """The compiled functions `step` and `draw`, with `gemm`: the address of torch's sgemm. None where they cannot be had."""
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    gemm = _gemm()
+    if compiler is None or gemm is None or not SOURCE.exists():
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(f"decoding in torch, since {SOURCE.name} could not be compiled: {str(error)[:200]}", stacklevel=2)
+        return None
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    loaded.step.argtypes, loaded.step.restype = [pointer, long, long, pointer, pointer, pointer], None
+    loaded.draw.argtypes = [pointer, long, long, ctypes.c_double, pointer, pointer, pointer]
+    loaded.draw.restype = None
+    loaded.address = gemm
+    return loaded
+
+
+def _gemm() -> int | None:
+    """Address of the Fortran sgemm in torch's own library, with its vector code and its threads."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            found = getattr(ctypes.CDLL(str(path)), "sgemm_", None)
+            return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
+    return None
+
+
+def _compiled(compiler: str) -> Path:
+    """The shared library for this source, compiler and processor; made under another name first, so that it is whole."""
+    identity = [SOURCE.read_text(), compiler, *FLAGS, *map(str, VARIANTS), _processor()]
+    name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unipo"
+    path = folder / f"decoding-{name}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=folder, suffix=".so")
+    os.close(handle)
+    for variant in VARIANTS:
+        command = [compiler, *FLAGS, *variant, str(SOURCE), "-o", draft, "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode == 0:
+            os.replace(draft, path)
+            return path
+    os.unlink(draft)
+    raise OSError(done.stderr.strip() or f"{compiler} failed")
+
+
+def _processor() -> str:
+    """What distinguishes processors with other instructions."""
+    info = Path("/proc/cpuinfo")
+    flags = (
+        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
+        if info.exists()
+        else []
+    )
+    return " ".join([platform.machine(), platform.processor(), *flags[:1]])
+
+
+# ---- one step ----------------------------------------------------------------------------------------------------------
+class _Layer(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_void_p) for n in ("qkv", "qkv_bias", "qk", "out", "out_bias", "gate_up", "gate_up_bias", "down",
+                                               "down_bias", "keys", "values")]  # fmt: skip
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_void_p) for n in ("gemm", "layer", "embedding", "output", "cos", "sin", "x", "y", "wide")),
+        *((n, ctypes.c_int64) for n in ("layers", "heads", "kv", "size", "width", "inner", "words", "columns")),
+        ("eps", ctypes.c_double),
+    ]
+
+
+class NativeStep:
+    """`step` of a `FusedDecoding` in float32 on a CPU; it reads and writes that object's memory."""
+
+    def __init__(self, native: Any, decoding: Any) -> None:
+        parts, layers = decoding.parts, decoding.layers
+        slots, width = decoding.slots, decoding.embedding.shape[1]
+        attended, inner, words = parts.heads * parts.size, layers[0].down.shape[0], decoding.output.shape[1]
+        self.native, self.held = (
+            native,
+            [decoding.embedding.detach().contiguous(), decoding.cos[:].contiguous(), decoding.sin],
+        )
+        widths = (width, max(width, attended), max(layers[0].qkv.shape[1], 2 * inner))
+        scratch = [torch.empty(slots, w) for w in widths]
+        self.logits = torch.empty(slots, words)
+        names = [n for n, _ in _Layer._fields_[:-2]]
+        weights = [[getattr(w, n) for n in names] for w in layers]
+        rows = [
+            (*map(_address, w), decoding.keys[i].data_ptr(), decoding.values[i].data_ptr())
+            for i, w in enumerate(weights)
+        ]
+        self.layers = (_Layer * len(rows))(*(_Layer(*row) for row in rows))
+        self.held += [decoding.output, *scratch, *(t for w in weights for t in w if t is not None)]
+        embedding, cos, sin = self.held[:3]
+        pointers = map(_address, (embedding, decoding.output, cos, sin, *scratch))
+        sizes = len(rows), parts.heads, parts.keys, parts.size, width, inner, words, decoding.keys.shape[-1]
+        self.model = _Model(native.address, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
+        self.at = ctypes.addressof(self.model)
+
+    def __call__(self, token: Tensor, row: Tensor, now: int) -> Tensor:
+        """Logits [B, V] in memory that the next call overwrites."""
+        logits = self.logits[: len(token)]
+        self.native.step(self.at, len(token), now, row.data_ptr(), token.data_ptr(), logits.data_ptr())
+        return logits
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
+
+
+def drawn(native: Any, logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`drawing.inverted` of logits / temperature."""
+    token, logp = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
+    native.draw(logits.data_ptr(), *logits.shape, temperature, u.data_ptr(), token.data_ptr(), logp.data_ptr())
+    return token, logp
