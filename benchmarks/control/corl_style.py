@@ -177,10 +177,8 @@ def main() -> None:
             with torch.no_grad():
                 return np.asarray(learner.actor(torch.as_tensor(seen)).float())
 
-        say_returns(
+        say_returns(s["environment"], GIVEN.steps, act, GIVEN.precision, ("torch", "gymnasium", "mujoco", "numpy"))
         return
-            s["environment"], GIVEN.steps, act, GIVEN.precision, ("torch", "gymnasium", "mujoco", "numpy")
-        )
     meter, going = Meter("update", GIVEN.warm, GIVEN.seconds), True
     with context:
         while going:

@@ -71,10 +71,8 @@ def main() -> None:
     if GIVEN.steps:
         model.learn(total_timesteps=GIVEN.steps)
         found = {**PPO, **SAC}[GIVEN.row]["environment"]
-        say_returns(
+        say_returns(found, GIVEN.steps, lambda x: model.predict(x, deterministic=True)[0], GIVEN.precision, LIBRARIES)
         return
-            found, GIVEN.steps, lambda x: model.predict(x, deterministic=True)[0], GIVEN.precision, LIBRARIES
-        )
     model.learn(total_timesteps=10**9, callback=Timed(meter, per_rollout))
     notes = (
         f"DummyVecEnv, {GIVEN.threads} thread(s), {GIVEN.precision}{', th.compile(policy)' if GIVEN.compile else ''}"
