@@ -43,7 +43,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +361,8 @@ class Episodes:
                 yield self.select(chunk, "group")
             return
         shuffled = self.select(order, "group")
-        for start, stop in pairwise(i * len(order) // parts for i in range(parts + 1)):
+        bounds = accumulate((len(chunk) for chunk in order.tensor_split(parts)), initial=0)
+        for start, stop in pairwise(bounds):
             made = object.__new__(Episodes)
             made._offsets = dict.fromkeys(LEVELS[1:], _counting(stop - start + 1).to(self.device))
             made._columns = {n: replace(c, values=c.values[start:stop]) for n, c in shuffled._columns.items()}

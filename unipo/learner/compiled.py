@@ -7,6 +7,7 @@ the optimiser's and the slow copies' formulas written out; on first use both mak
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,30 +124,28 @@ class _Update:
         names = list(episodes.columns)
 
         def update(given: Sequence[Tensor]) -> tuple[list[Tensor], Changes]:
-            values, rate, *turned = given
+            values, factors, turned = given[: len(names)], given[len(names)], given[len(names) + 1 :]
             batch = episodes.with_values(dict(zip(names, values, strict=True)))
             placed = with_settings(now, dict(zip(knobs, turned, strict=True)))  # type: ignore[arg-type]
             annotated, signals, found = learner.look(batch, placed)
             if found.silent:
                 raise NotNow
-            gradients = _gradients(learner, signals, found)
-            norm, changes = _changes(learner, gradients, rate)
+            norm, changes = _changes(learner, _gradients(learner, signals, found), factors)
             outputs = _flattened(batch, annotated, signals, found)
             shape[:], titles[:] = list(outputs), [t.title for t in found.terms]
             return [norm, *(x.detach() for x in outputs.values())], changes
 
         made = cls(learner, None, now.terms(), knobs, shape, titles)  # type: ignore[arg-type]
-        made.graph = graph_of(lambda flat: update(_packed(flat, len(names))), made.inputs(episodes, settings))
+        made.graph = graph_of(update, made.inputs(episodes, settings))
         unread = [k for k, read in zip(knobs, made.graph.read[-len(knobs) :] if knobs else [], strict=True) if not read]
         if any(k in now.knobs for k in unread):
             raise Unsuited(f"the setting of {unread} is read in a way that cannot be watched")
         return made
 
     def inputs(self, episodes: Episodes, settings: Mapping[str, float]) -> list[Tensor]:
-        """Columns, the multiplier of the learning rate, and the knobs."""
-        numbers = [self.learner.settings.rate(self.learner.updates), *(settings[k] for k in self.knobs)]
-        scalars = torch.tensor(numbers, dtype=torch.float64)
-        return [*(c.values for c in episodes.columns.values()), *scalars.unbind()]
+        """Columns, the `factors` of AdamW, and the knobs."""
+        turned = torch.tensor([settings[k] for k in self.knobs], dtype=torch.float64)
+        return [*(c.values for c in episodes.columns.values()), factors(self.learner), *turned.unbind()]
 
     def __call__(self, episodes: Episodes, settings: Mapping[str, float]) -> Update | None:
         agreed, outputs = self.graph(self.inputs(episodes, settings))
@@ -202,10 +201,6 @@ class _Update:
 
 
 # ---- what is traced ------------------------------------------------------------------------------------------------------
-def _packed(flat: Sequence[Tensor], columns: int) -> list[Any]:
-    return [flat[:columns], *flat[columns:]]
-
-
 def _gradients(learner: Learner, signals: Mapping[str, Tensor], found: Coefficients) -> dict[int, Tensor]:
     """dL/dp by id of the parameter, for those that have one."""
     live = [(signals[n], c.to(signals[n].dtype)) for n, c in found.total.items() if signals[n].requires_grad]
@@ -216,19 +211,19 @@ def _gradients(learner: Learner, signals: Mapping[str, Tensor], found: Coefficie
 
 @torch.no_grad()
 def _changes(
-    learner: Learner, gradients: Mapping[int, Tensor], rate: Tensor
+    learner: Learner, gradients: Mapping[int, Tensor], factors: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The gradient's norm, and AdamW's step with what follows it: (tensor, new value)."""
-    s, optimizer = learner.settings, learner.optimizer
+    s, state = learner.settings, learner.optimizer.state
     norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
-    finite = bool(norm.isfinite())  # a decision: the slow twin raises the error
-    assert finite
+    if not bool(norm.isfinite()):  # a decision: the slow twin raises the error
+        raise NotNow
     clip = (s.clip_norm / (norm + 1e-6)).clamp(max=1.0) if s.clip_norm != float("inf") else None
     changes: list[tuple[Tensor, Tensor]] = []
-    for group, base in zip(optimizer.param_groups, learner.base_rates, strict=True):
-        for p in (p for p in group["params"] if id(p) in gradients):
+    for p, (rate, root, kept) in zip(learner.parameters(), factors.unbind(), strict=True):
+        if id(p) in gradients:
             g = gradients[id(p)] if clip is None else gradients[id(p)] * clip
-            changes += adamw(p, g, optimizer.state[p], rate * base, group["weight_decay"], s.betas, s.eps)
+            changes += adamw(p, g, state[p], rate, root, kept, s.betas, s.eps)
     new = {id(tensor): value for tensor, value in changes}
     for target in learner.targets:
         if target.due(learner.updates + 1):
@@ -238,25 +233,35 @@ def _changes(
     return norm, changes
 
 
-def adamw(p: Tensor, g: Tensor, state: Mapping[str, Tensor], rate: Tensor, decay: float, betas: tuple[float, float],
-          eps: float) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+def adamw(p: Tensor, g: Tensor, state: Mapping[str, Tensor], rate: Tensor, root: Tensor, kept: Tensor,
+          betas: tuple[float, float], eps: float) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
     """Decoupled weight decay and Adam (arXiv 1711.05101, algorithm 2), as torch.optim.AdamW: (tensor, new value).
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   t <- t + 1
-    p <- (1 - rate decay) p - rate / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
+    p <- kept p - rate m / (sqrt(v) / root + eps)                   with `factors`
     """
-    step = state["step"] + 1
     m = torch.lerp(state["exp_avg"], g, 1 - betas[0])
     v = state["exp_avg_sq"] * betas[1] + (1 - betas[1]) * g * g
-    bias1, bias2 = (1 - torch.pow(b, step.double()) for b in betas)
-    size, root = (rate / bias1).to(p.dtype), bias2.sqrt().to(p.dtype)
-    kept = p * (1 - rate * decay).to(p.dtype) if decay else p
-    return [
-        (p, kept - size * m / (v.sqrt() / root + eps)),
-        (state["exp_avg"], m),
-        (state["exp_avg_sq"], v),
-        (state["step"], step),
-    ]
+    moved = p * kept - rate * m / (v.sqrt() / root + eps)
+    return [(p, moved), (state["exp_avg"], m), (state["exp_avg_sq"], v), (state["step"], state["step"] + 1)]
+
+
+def factors(learner: Learner) -> Tensor:
+    """[parameters, 3]: a / (1 - b1^t), sqrt(1 - b2^t) and 1 - a decay, a the learning rate and t the step that is next.
+
+    Made here: in the graph they would be computed again for every few weights.
+    """
+    s, optimizer = learner.settings, learner.optimizer
+    now, rows, known = s.rate(learner.updates), [], {}
+    for group, base in zip(optimizer.param_groups, learner.base_rates, strict=True):
+        a = base * now
+        for p in group["params"]:
+            t = optimizer.state[p]["step"].item() + 1
+            if t not in known:
+                known[t] = 1 - s.betas[0] ** t, math.sqrt(1 - s.betas[1] ** t)
+            rows.append((a / known[t][0], known[t][1], 1 - a * group["weight_decay"]))
+    first = learner.parameters()[0]
+    return torch.tensor(rows, dtype=first.dtype, device=first.device)
 
 
 def prepare_states(optimizer: torch.optim.Optimizer) -> None:

@@ -104,11 +104,13 @@ class StackedMLP(nn.Module):
         weights, biases, scales, shifts = of(self.weights), each(self.biases), each(self.scales), each(self.shifts)
         h = x.expand(self.members, *x.shape)
         for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
-            h = torch.baddbmm(bias, h, weight)
+            h = torch.bmm(h, weight) + bias  # not baddbmm, which copies the bias to every row first
             if scales:
                 h = torch.addcmul(shifts[i], nnf.layer_norm(h, h.shape[-1:]), scales[i])
             h = self.activation(h)
-        return torch.baddbmm(biases[-1], h, weights[-1]).transpose(0, 1)
+        last = weights[-1]
+        out = (h * last.mT).sum(-1, keepdim=True) if last.shape[-1] == 1 else torch.bmm(h, last)
+        return (out + biases[-1]).transpose(0, 1)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

@@ -68,6 +68,7 @@ from unipo.training.progress import Progress
 from unipo.training.recorded import recorded_data, recorder
 from unipo.training.records import Records
 from unipo.training.recurrent import check_recurrent, recurrent_networks
+from unipo.training.threads import use_threads
 
 ACTORS: dict[str, Callable[[int, ControlSpec], Distribution]] = {
     "gaussian": lambda size, spec: Gaussian(size),
@@ -112,8 +113,7 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
     spec = control_spec(config, recipe)
     if config.epochs:
         recipe = recipe.but(epochs=config.epochs)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads, max(config.hidden, default=0))
     torch.manual_seed(config.seed)
 
     if config.video:

@@ -31,6 +31,7 @@ from unipo.training.loop import Run
 from unipo.training.progress import Progress
 from unipo.training.records import Records
 from unipo.training.text import Evaluator, TextData
+from unipo.training.threads import use_threads
 
 TINY = ROOT / "tasks" / "tiny"
 HELD_OUT_SHARE = 0.1
@@ -52,8 +53,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     """A run at step 0. Raises ConfigError, DataError, ModelError, TaskError or RewardError for what cannot work."""
     recipe = _resized(recipe, config)
     check_sources(config, recipe)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(config.seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     problems = load_problems(config)

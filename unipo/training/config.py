@@ -51,7 +51,7 @@ class BaseConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = 0
-    """CPU threads (0: torch's choice)."""
+    """CPU threads (0: torch's choice; one for control networks narrower than 256 units)."""
     tensorboard: bool = True
     """Write TensorBoard files to tensorboard/."""
     wandb: str = ""
