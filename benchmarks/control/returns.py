@@ -5,7 +5,7 @@
 trains the fast side (compiled, and bfloat16 where the row has it), its slow twin (neither) and the peer, and writes
 benchmarks/control/returns/ROW.json: per seed the mean of 20 deterministic episodes from the same starts, per side the mean
 over seeds, and the differences from the fast side with Welch's 95 % interval. `same`: no difference reaches below 0 in whole.
-The gate of a row in the table of `make bench` is this file; seeds that it has are kept.
+Slow and peer of SAC are taken from the runs of docs/benchmarks/control.md. The gate of a row in the table of `make bench` is this file; seeds that it has are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from benchmarks.control.settings import SAC
+from benchmarks.control.side import EPISODES
 from benchmarks.harness import Side, run_fresh
 
 HERE = Path(__file__).with_name("returns")
@@ -42,8 +44,8 @@ BFLOAT16 = ("--precision", "autocast")
 TRIALS = {
     "ppo-cartpole": Trial(40_000, SB3),
     "ppo-halfcheetah": Trial(80_000, SB3),
-    "sac-halfcheetah": Trial(8_000, SB3, BFLOAT16),
-    "sac-pendulum": Trial(3_000, SB3, BFLOAT16),
+    "sac-halfcheetah": Trial(10_000, SB3, BFLOAT16),
+    "sac-pendulum": Trial(10_000, SB3, BFLOAT16),
     "td3bc": Trial(4_000, ("CORL-style", "corl_style"), BFLOAT16),
     "iql": Trial(4_000, ("CORL-style", "corl_style"), BFLOAT16),
 }
@@ -65,6 +67,17 @@ def train(row: str, which: str, seed: int) -> list[float]:
     asked = side(row, which)
     made = run_fresh(Side(name=asked.name, command=(*asked.command, "--seed", str(seed)), home=asked.home), False, 1)
     return [float(x) for x in made.gate["returns"]]
+
+
+def longer_runs(row: str) -> dict[str, dict[str, float]]:
+    """Slow and peer scores of SAC from the runs of docs/benchmarks/control.md: the same settings, budget and first starts."""
+    found: dict[str, dict[str, float]] = {"fast": {}, "slow": {}, "peer": {}}
+    for which, folder in (("slow", "ours"), ("peer", "peers")) if row in SAC else ():
+        record = json.loads((HERE.parent / folder / f"sac-{SAC[row]['environment']}.json").read_text())
+        if record["total_steps"] == TRIALS[row].steps:
+            scores = {str(s["seed"]): s["returns"][:EPISODES] for s in record["seeds"]}
+            found[which] = {seed: round(statistics.fmean(returns), 1) for seed, returns in scores.items()}
+    return found
 
 
 def concluded(row: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def main() -> None:
     path = HERE / f"{given.row}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     kept = known.get("scores", {}) if known.get("steps") == TRIALS[given.row].steps else {}
-    scores: dict[str, dict[str, float]] = {which: dict(kept.get(which, {})) for which in ("fast", "slow", "peer")}
+    scores = {which: {**stored, **kept.get(which, {})} for which, stored in longer_runs(given.row).items()}
     for seed in range(given.seeds):
         for which in given.only:
             if str(seed) not in scores[which]:
