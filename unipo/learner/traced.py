@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 Changes = Sequence[tuple[Tensor, Tensor]]
 """(a tensor that lives on, its new value)."""
 READ = torch.ops.aten._local_scalar_dense.default
+INDEX = torch.ops.aten.index.Tensor
 
 
 class Unsuited(Exception):
@@ -89,7 +90,9 @@ class _Decisions(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if isinstance(n.target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in n.target.tags:
-            raise Unsuited(f"{n.target} gives as much as its data say")
+            indices = self.fetch_args_kwargs_from_env(n)[0][1] if n.target is INDEX else [None]
+            if not all(isinstance(i, Tensor) and i.dtype == torch.int64 for i in indices):
+                raise Unsuited(f"{n.target} gives as much as its data say")
         out = super().run_node(n)
         if n.target is READ:
             self.made[n] = out

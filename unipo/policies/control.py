@@ -23,6 +23,8 @@ ANCHORS = ("old", "reference")
 def next_index(episodes: Episodes) -> Tensor:
     """[N] int64: where each step's next state is in cat([observation, final_observation]): the following step of its
     fragment, or, at the fragment's end, N + its fragment."""
+    if episodes.is_flat:
+        return len(episodes) + episodes.index("episode")
     lengths = episodes.lengths()
     index = torch.arange(1, episodes.count("step") + 1, device=episodes.device)
     held = lengths > 0
@@ -33,7 +35,7 @@ def next_index(episodes: Episodes) -> Tensor:
 def next_observation(episodes: Episodes) -> Tensor:
     """[N, d]: the observation after each step, `final_observation` at the end of a fragment."""
     observation, final = episodes["observation"], episodes["final_observation"]
-    if len(observation) == len(final) and bool((episodes.lengths() == 1).all()):
+    if episodes.is_flat:
         return final
     return torch.cat([observation, final])[next_index(episodes)]
 
