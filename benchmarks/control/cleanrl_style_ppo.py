@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.control.settings import PPO
-from benchmarks.control.side import Meter, parser, say, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say
 
 GIVEN = parser(__doc__, tuple(PPO)).parse_args()
-set_threads(GIVEN.threads)
+prepare(GIVEN.threads)
 
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402

@@ -12,10 +12,10 @@ from contextlib import nullcontext
 from typing import Any
 
 from benchmarks.control.settings import SAC
-from benchmarks.control.side import Meter, parser, say, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say
 
 GIVEN = parser(__doc__, tuple(SAC)).parse_args()
-set_threads(GIVEN.threads)
+prepare(GIVEN.threads)
 
 import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402

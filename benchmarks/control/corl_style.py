@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.control.settings import OFFLINE
-from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say, say_returns
 
 GIVEN = parser(__doc__, tuple(OFFLINE)).parse_args()
-set_threads(GIVEN.threads)
+prepare(GIVEN.threads)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

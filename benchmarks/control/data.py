@@ -23,9 +23,9 @@ def make() -> Path:
     """Record the data where they are not there yet; returns the Minari dataset's folder."""
     if ARRAYS.exists():
         return MINARI
-    from benchmarks.control.side import set_threads
+    from benchmarks.control.side import prepare
 
-    set_threads(1)
+    prepare(1)
     from rich.console import Console
 
     from benchmarks.control.settings import PPO

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from benchmarks.control.settings import OFFLINE, PPO, SAC
-from benchmarks.control.side import Meter, say, set_threads
+from benchmarks.control.side import Meter, prepare, say
 
 OBSERVATIONS, ACTIONS, BATCH = 17, 6, 256
 Pass = tuple[int, Sequence[tuple[int, int]], bool, bool]
@@ -153,7 +153,7 @@ def main() -> None:
     asked.add_argument("--width", type=int, default=256)
     asked.add_argument("--precision", default="float32")
     given = asked.parse_args()
-    set_threads(given.threads)
+    prepare(given.threads)
     (measure_products if given.kind == "products" else measure_stepping)(given)
 
 

@@ -5,7 +5,8 @@
 trains the fast side (compiled, and bfloat16 where the row has it), its slow twin (neither) and the peer, and writes
 benchmarks/control/returns/ROW.json: per seed the mean of 20 deterministic episodes from the same starts, per side the mean
 over seeds, and the differences from the fast side with Welch's 95 % interval. `same`: no difference reaches below 0 in whole.
-Slow and peer of SAC are taken from the runs of docs/benchmarks/control.md. The gate of a row in the table of `make bench` is this file; seeds that it has are kept.
+Slow and peer of SAC are taken from the runs of docs/benchmarks/control.md. The gate of a row in the table of `make bench` is
+this file; seeds that it has are kept.
 """
 
 from __future__ import annotations

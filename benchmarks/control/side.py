@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -106,11 +107,13 @@ def say_returns(
          "gate": {"returns": episode_returns(environment, act), "steps": steps}, "versions": versions(libraries)})  # fmt: skip
 
 
-def set_threads(threads: int) -> None:
-    """Before torch is imported: also for libraries that read the environment once."""
+def prepare(threads: int) -> None:
+    """Before torch is imported: threads, also for libraries that read the environment once. MuJoCo writes its log where a
+    process stands: elsewhere than here."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.chdir(tempfile.gettempdir())
 
 
 def say(result: dict[str, Any]) -> None:

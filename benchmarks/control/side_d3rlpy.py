@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.control.settings import OFFLINE
-from benchmarks.control.side import Meter, parser, say, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say
 
 GIVEN = parser(__doc__, tuple(OFFLINE)).parse_args()
-set_threads(GIVEN.threads)
+prepare(GIVEN.threads)
 
 import d3rlpy  # noqa: E402
 import numpy as np  # noqa: E402

@@ -12,7 +12,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.control.settings import OFFLINE, PPO, SAC
-from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say, say_returns
 
 LIBRARIES = ("unipo", "torch", "gymnasium", "mujoco", "numpy")
 METHODS = {"td3bc": "td3-bc", "iql": "iql"}
@@ -85,7 +85,7 @@ def main() -> None:
     asked = parser(__doc__, (*PPO, *SAC, *OFFLINE))
     asked.add_argument("--set", nargs="*", default=[], help="further settings of the run, NAME=VALUE")
     given = asked.parse_args()
-    set_threads(given.threads)
+    prepare(given.threads)
     more = dict(pair.split("=", 1) for pair in given.set)
     if given.steps:
         more["total_timesteps"] = given.steps

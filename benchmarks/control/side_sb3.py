@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.control.settings import PPO, SAC
-from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say, say_returns
 
 ASKED = parser(__doc__, (*PPO, *SAC))
 ASKED.add_argument("--compile", action="store_true", help="th.compile(model.policy), as its documentation suggests")
 GIVEN = ASKED.parse_args()
-set_threads(GIVEN.threads)
+prepare(GIVEN.threads)
 
 import torch  # noqa: E402
 from stable_baselines3 import PPO as Ppo  # noqa: E402

@@ -9,10 +9,10 @@ import os
 from typing import Any
 
 from benchmarks.control.settings import PPO, SAC
-from benchmarks.control.side import Meter, parser, say, say_returns, set_threads
+from benchmarks.control.side import Meter, parser, prepare, say, say_returns
 
 GIVEN = parser(__doc__, (*PPO, *SAC)).parse_args()
-set_threads(GIVEN.threads)
+prepare(GIVEN.threads)
 os.environ["JAX_PLATFORMS"] = "cpu"
 if GIVEN.threads == 1:
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
