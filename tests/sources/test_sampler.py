@@ -173,7 +173,7 @@ def test_the_comparison_with_the_policy_would_notice_a_wrong_cache(name: str, tm
         return call(ids, seen, taken(cache, torch.arange(len(ids)).roll(1)))
 
     spoiled.pads, spoiled.model = True, policy.model  # type: ignore[attr-defined]
-    sampler._call = spoiled  # type: ignore[assignment]
+    sampler._call = spoiled
     assert distance() > 1e-3
 
 

@@ -24,8 +24,8 @@ Measured (0.8M parameters, 256 rows, 32 tokens, one core, CPU seconds): at 1/2 0
 class Decoding(Protocol):
     """The state of rows that are being decoded. Rows have an order, which only `admit` (at the end) and `keep` change."""
 
-    def room(self, waiting: Sequence[int], live: int) -> int:
-        """How many of the next prompts, of lengths `waiting`, may be admitted beside `live` rows now."""
+    def room(self, prompts: Sequence[tuple[int, ...]], begun: int, live: int) -> int:
+        """How many of `prompts`, from number `begun` on, may be admitted beside `live` rows now."""
 
     def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """New rows: their next-token logits [len(prompts), V]."""
@@ -47,12 +47,12 @@ class ModelDecoding:
         self.call, self.batch, self.pad = call, batch, pad
         self.device = next(call.model.parameters()).device
 
-    def room(self, waiting: Sequence[int], live: int) -> int:
+    def room(self, prompts: Sequence[tuple[int, ...]], begun: int, live: int) -> int:
         """A whole batch at a time, since all rows share one cache; of one length where padding is not exact."""
-        if live or not waiting:
+        if live or begun == len(prompts):
             return 0
-        equal = sum(length == waiting[0] for length in waiting)
-        return min(self.batch, len(waiting) if self.call.pads else equal)
+        waiting = prompts[begun : begun + self.batch]
+        return len(waiting) if self.call.pads else sum(len(p) == len(waiting[0]) for p in waiting)
 
     def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Distinct prompts are computed once."""

@@ -75,10 +75,16 @@ class FusedDecoding:
         return keys, torch.empty(*shape, columns, self.parts.size, **like)
 
     # ---- rows ----
-    def room(self, waiting: Sequence[int], live: int) -> int:
-        free = self.slots - live
-        enough = not live or free >= REFILL * self.slots or free >= len(waiting)
-        return min(free, len(waiting)) if enough else 0
+    def room(self, prompts: Sequence[tuple[int, ...]], begun: int, live: int) -> int:
+        """Equal prompts come in together where they fit, so that they are computed once."""
+        free, left = self.slots - live, len(prompts) - begun
+        n = min(free, left)
+        if n == left or (live and n < REFILL * self.slots):
+            return n if n == left else 0
+        cut = begun + n
+        while cut > begun and prompts[cut - 1] == prompts[cut]:
+            cut -= 1
+        return cut - begun or (0 if live else n)
 
     def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Distinct prompts are computed once; equal ones are neighbours."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unipo.functional.chunked import Head
 from unipo.policies.token import causal_model, head_of
-from unipo.sources.native import library
+from unipo.sources.native import Library, library
 
 KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
@@ -54,7 +54,7 @@ class Parts:
     eps: float
     scaling: float
     window: int
-    native: Any
+    native: Library | None
 
     @classmethod
     def of(cls, model: Any) -> Parts | None:
@@ -65,20 +65,18 @@ class Parts:
         if inner.dtype == torch.float64:  # these models' norms compute in float32 then, which is not copied here
             return None
         head, layers = head_of(model), inner.model.layers
-        linear: Any = head.linear
-        if not all(map(_plain, layers)) or type(linear) is not nn.Linear or linear.bias is not None:
+        if not all(map(_plain, layers)) or not _map_alone(head.linear):
             return None
         first = layers[0].self_attn
-        windows = [getattr(layer.self_attn, "sliding_window", None) or 1 << 60 for layer in layers]
+        windows = [
+            getattr(x, "sliding_window", None) or 1 << 60 for x in (config, *(layer.self_attn for layer in layers))
+        ]
         heads, keys = (linear.out_features // first.head_dim for linear in (first.q_proj, first.k_proj))
-        native = (
-            library()
-            if inner.dtype == torch.float32 and inner.device.type == "cpu" and first.head_dim % 4 == 0
-            else None
-        )
+        suits = inner.dtype == torch.float32 and inner.device.type == "cpu" and first.head_dim % 4 == 0
         return cls(inner, head, heads, keys, first.head_dim, _eps(layers[0].input_layernorm), first.scaling, min(windows),
-                   native)  # fmt: skip
+                   library() if suits else None)  # fmt: skip
 
+    @torch.no_grad()
     def layers(self) -> list[Layer]:
         """Copies of the weights as they are now."""
         return [self._layer(layer) for layer in self.inner.model.layers]
@@ -103,6 +101,7 @@ class Parts:
                      *_joined((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm.weight),
                      *_joined((mlp.down_proj,)))  # fmt: skip
 
+    @torch.no_grad()
     def output(self) -> Tensor:
         """The head's weights, transposed, with the last norm's scale."""
         assert self.head.linear is not None
@@ -128,6 +127,10 @@ def _plain(layer: Any) -> bool:
         and _is_silu(getattr(mlp, "act_fn", None))
         and all(_mergeable(linear) for linear in linears)
     )
+
+
+def _map_alone(linear: Any) -> bool:
+    return type(linear) is nn.Linear and linear.bias is None
 
 
 def _is_silu(activation: Any) -> bool:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,18 @@ LANES = 16
 """Columns that `fused.c` reads at once: memory has a multiple of it, and as many beyond those in use."""
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The functions of `fused.c`, and the address of torch's sgemm."""
+
+    step: Any
+    draw: Any
+    gemm: int
+
+
 @cache
-def library() -> Any:
-    """The compiled functions `step` and `draw`, with `gemm`: the address of torch's sgemm. None where they cannot be had."""
+def library() -> Library | None:
+    """The compiled functions; None where they cannot be had."""
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     gemm = _gemm()
     if compiler is None or gemm is None or not SOURCE.exists():
@@ -50,8 +60,7 @@ def library() -> Any:
     loaded.step.argtypes, loaded.step.restype = [pointer, long, long, pointer, pointer, pointer], None
     loaded.draw.argtypes = [pointer, long, long, ctypes.c_double, pointer, pointer, pointer]
     loaded.draw.restype = None
-    loaded.address = gemm
-    return loaded
+    return Library(loaded.step, loaded.draw, gemm)
 
 
 def _gemm() -> int | None:
@@ -97,9 +106,11 @@ def _processor() -> str:
 
 
 # ---- one step ----------------------------------------------------------------------------------------------------------
+WEIGHTS = ("qkv", "qkv_bias", "qk", "out", "out_bias", "gate_up", "gate_up_bias", "down", "down_bias")
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p) for n in ("qkv", "qkv_bias", "qk", "out", "out_bias", "gate_up", "gate_up_bias", "down",
-                                               "down_bias", "keys", "values")]  # fmt: skip
+    _fields_ = [(n, ctypes.c_void_p) for n in (*WEIGHTS, "keys", "values")]
 
 
 class _Model(ctypes.Structure):
@@ -113,7 +124,7 @@ class _Model(ctypes.Structure):
 class NativeStep:
     """`step` of a `FusedDecoding` in float32 on a CPU; it reads and writes that object's memory."""
 
-    def __init__(self, native: Any, decoding: Any) -> None:
+    def __init__(self, native: Library, decoding: Any) -> None:
         parts, layers = decoding.parts, decoding.layers
         slots, width = decoding.slots, decoding.embedding.shape[1]
         attended, inner, words = parts.heads * parts.size, layers[0].down.shape[0], decoding.output.shape[1]
@@ -124,8 +135,7 @@ class NativeStep:
         widths = (width, max(width, attended), max(layers[0].qkv.shape[1], 2 * inner))
         scratch = [torch.empty(slots, w) for w in widths]
         self.logits = torch.empty(slots, words)
-        names = [n for n, _ in _Layer._fields_[:-2]]
-        weights = [[getattr(w, n) for n in names] for w in layers]
+        weights = [[getattr(w, n) for n in WEIGHTS] for w in layers]
         rows = [
             (*map(_address, w), decoding.keys[i].data_ptr(), decoding.values[i].data_ptr())
             for i, w in enumerate(weights)
@@ -135,7 +145,7 @@ class NativeStep:
         embedding, cos, sin = self.held[:3]
         pointers = map(_address, (embedding, decoding.output, cos, sin, *scratch))
         sizes = len(rows), parts.heads, parts.keys, parts.size, width, inner, words, decoding.keys.shape[-1]
-        self.model = _Model(native.address, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
+        self.model = _Model(native.gemm, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
         self.at = ctypes.addressof(self.model)
 
     def __call__(self, token: Tensor, row: Tensor, now: int) -> Tensor:
@@ -150,8 +160,9 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def drawn(native: Any, logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def drawn(native: Library, logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """`drawing.inverted` of logits / temperature."""
     token, logp = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
-    native.draw(logits.data_ptr(), *logits.shape, temperature, u.data_ptr(), token.data_ptr(), logp.data_ptr())
+    rows, words = logits.shape
+    native.draw(logits.data_ptr(), rows, words, temperature, u.data_ptr(), token.data_ptr(), logp.data_ptr())
     return token, logp

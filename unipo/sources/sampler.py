@@ -129,13 +129,12 @@ class Sampler:
 
     def _sampled(self, prompts: Sequence[tuple[int, ...]], key: Tensor) -> list[Completion]:
         """Completions of prompts that are sorted by length, longest first; equal ones are neighbours."""
-        lengths = [len(p) for p in prompts]
-        decoding = self._decoding(len(prompts), lengths[0])
+        decoding = self._decoding(len(prompts), len(prompts[0]))
         log = _Log(key, self.settings.max_tokens)
         live, begun = key.new_zeros(0), 0
         logits = torch.zeros(0)
         while True:
-            room = decoding.room(lengths[begun:], len(live))
+            room = decoding.room(prompts, begun, len(live))
             if room:
                 fresh = decoding.admit(prompts[begun : begun + room])
                 logits = torch.cat([logits, fresh]) if len(live) else fresh
