@@ -29,12 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer turns and smaller work: all rows in minutes")
     parser.add_argument("--known", action="store_true", help="only the settings of peers that won earlier sweeps")
     parser.add_argument("--turns", type=int, help="of each peer; ours has one more (default: each row's own)")
+    parser.add_argument("--threads", type=int, help="of both sides (default: each row's own, mostly one)")
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     rows = chosen(ROWS, given.rows)
     if given.turns:
         rows = [replace(row, turns=given.turns, quick_turns=given.turns) for row in rows]
+    if given.threads:
+        rows = [replace(row, threads=given.threads) for row in rows]
     if given.known:
         rows = [replace(row, peers=tuple(side for side in row.peers if side.quick is not None)) for row in rows]
     with Forks() as run:

@@ -60,7 +60,7 @@ def run_row(size: str, title: str, goal: float, best: int, steps: str) -> Row:
     quick = ("--quick", "--steps", steps)
     peers = [
         trl(version, "trl_run", f"batch {rows}", size, "--batch", str(rows), quick=quick if rows == best else None)
-        for version in HOMES for rows in (8, 16, 32, 64)
+        for version in HOMES for rows in (4, 8, 16, 32)
     ]  # fmt: skip
     mine = ours("unipo", "ours_run", size, quick=quick)
     return Row(name=f"grpo-{size}", title=title, goal=goal, ours=mine, peers=tuple(peers))
@@ -69,7 +69,7 @@ def run_row(size: str, title: str, goal: float, best: int, steps: str) -> Row:
 RUNS = (
     run_row("1m", "GRPO with generation: 0.9M parameters, 64 rollouts of 32 tokens", 4.0, 16, "3"),
     run_row("10m", "GRPO with generation: 9.7M parameters, 64 rollouts of up to 128 tokens", 3.0, 16, "1"),
-    run_row("60m", "GRPO with generation: 59M parameters, 64 rollouts of up to 128 tokens", 2.0, 16, "1"),
+    run_row("60m", "GRPO with generation: 59M parameters, 16 rollouts of up to 128 tokens", 2.0, 16, "1"),
 )
 
 

@@ -166,7 +166,7 @@ class Sampling:
 SAMPLING = {
     "1m": Sampling(groups=8, prompt=24, longest=32),
     "10m": Sampling(groups=8, prompt=64, longest=128),
-    "60m": Sampling(groups=8, prompt=64, longest=128),
+    "60m": Sampling(groups=2, prompt=64, longest=128),
 }
 QUICK = {
     "1m": SAMPLING["1m"],
