@@ -19,6 +19,9 @@ Array = NDArray[Any]
 class Computation(Protocol):
     """All copies at once. Their own environments still reset them, and could step them."""
 
+    state: Array
+    """Of all copies, in float64."""
+
     def adopt(self, env: int) -> None:
         """The state of copy `env` is that of its own environment now."""
 
@@ -31,16 +34,16 @@ class CartPoles:
 
     def __init__(self, envs: Sequence[Any]) -> None:
         self.envs, e, n = envs, envs[0], len(envs)
-        self._state, self._slope = np.zeros((4, n)), np.zeros((4, n))  # (x, x_dot, theta, theta_dot) and their changes
+        self.state, self._slope = np.zeros((4, n)), np.zeros((4, n))  # (x, x_dot, theta, theta_dot) and their changes
         self._force, self._tau = np.array([-e.force_mag, e.force_mag]), np.float64(e.tau)
         self._bounds = np.array([[e.x_threshold], [e.theta_threshold_radians]])
         self._fallen, self._standing = (-1.0, 0.0) if e._sutton_barto_reward else (1.0, 1.0)
 
     def adopt(self, env: int) -> None:
-        self._state[:, env] = self.envs[env].state
+        self.state[:, env] = self.envs[env].state
 
     def step(self, native: Array) -> tuple[Array, Array, Array]:
-        e, state, slope = self.envs[0], self._state, self._slope
+        e, state, slope = self.envs[0], self.state, self._slope
         theta_dot, cos, sin = state[3], np.cos(state[2]), np.sin(state[2])
         temp = (self._force[native] + e.polemass_length * np.square(theta_dot) * sin) / e.total_mass
         thetaacc = (e.gravity * sin - cos * temp) / (
@@ -71,24 +74,24 @@ class Runners:
         self._physics, self._frames = import_module("mujoco").mj_step, e.frame_skip
         self._bodies = [(x.data.ctrl, x.model, x.data) for x in envs]
         self._parts = [part for x in envs for part in (x.data.qpos, x.data.qvel)]
-        self._state = np.zeros((n, e.model.nq + e.model.nv))
-        self._flat, self._positions = self._state.reshape(-1), int(e.model.nq)
+        self.state = np.zeros((n, e.model.nq + e.model.nv))
+        self._flat, self._positions = self.state.reshape(-1), int(e.model.nq)
         self._skipped = skipped if e._exclude_current_positions_from_observation else 0
         self._dt, self._forward, self._cost = e.dt, e._forward_reward_weight, e._ctrl_cost_weight
         self._never = np.zeros(n, dtype=bool)
 
     def adopt(self, env: int) -> None:
-        np.concatenate(self._parts[2 * env : 2 * env + 2], out=self._state[env])
+        np.concatenate(self._parts[2 * env : 2 * env + 2], out=self.state[env])
 
     def step(self, native: Array) -> tuple[Array, Array, Array]:
-        before = self._state[:, 0].copy()
+        before = self.state[:, 0].copy()
         physics, frames = self._physics, self._frames
         for action, (control, model, data) in zip(native, self._bodies, strict=True):
             control[:] = action
             physics(model, data, frames)
         np.concatenate(self._parts, out=self._flat)
-        forward = self._forward * ((self._state[:, 0] - before) / self._dt)
-        observation, healthy = self._state[:, self._skipped :].astype(np.float32), self._healthy()
+        forward = self._forward * ((self.state[:, 0] - before) / self._dt)
+        observation, healthy = self.state[:, self._skipped :].astype(np.float32), self._healthy()
         self._shown(observation)
         return observation, self._paid(forward, healthy) - self._cost * np.square(native).sum(1), self._over(healthy)
 
@@ -120,7 +123,7 @@ class Walkers(Runners):
         np.clip(velocity, -10, 10, out=velocity)
 
     def _healthy(self) -> Array:
-        found = self._state[:, 1:3]
+        found = self.state[:, 1:3]
         healthy: Array = np.logical_and.reduce((self._low < found) & (found < self._high), axis=1)
         return healthy
 
@@ -139,7 +142,7 @@ class Hoppers(Walkers):
         self._range = envs[0]._healthy_state_range
 
     def _healthy(self) -> Array:
-        state, (low, high) = self._state[:, 2:], self._range
+        state, (low, high) = self.state[:, 2:], self._range
         healthy: Array = super()._healthy() & np.logical_and.reduce((low < state) & (state < high), axis=1)
         return healthy
 

@@ -79,16 +79,18 @@ def plain(env: Flattened) -> bool:
 
 
 def agree(envs: Sequence[Flattened], computed: Computation) -> bool:
-    """Whether both ways to step them, from the same states with the same actions, give the same numbers, bit for bit."""
+    """Whether both ways to step them, from the same states with the same actions, give the same numbers, bit for bit, and
+    end in the same states."""
     space, n = envs[0].inner.action_space, len(envs)
     space.seed(0)
     actions = [np.stack([space.sample() for _ in range(n)]) for _ in range(max(4, PROBE // n))]
-    wanted, found = trace(Together(envs), actions), trace(Vectorised(envs, computed), actions)
-    for env in envs:
+    found, reached = trace(Vectorised(envs, computed), actions), computed.state.copy()
+    wanted = trace(Together(envs), actions)
+    for i, env in enumerate(envs):
+        computed.adopt(i)
         env.episode = -1
-    return all(
-        np.array_equal(a, b) for w, f in zip(wanted, found, strict=True) for a, b in zip(w[:4], f[:4], strict=True)
-    )
+    pairs = [pair for w, f in zip(wanted, found, strict=True) for pair in zip(w[:4], f[:4], strict=True)]
+    return all(np.array_equal(a, b) for a, b in [(computed.state, reached), *pairs])
 
 
 def trace(stepper: Together, actions: Sequence[Array]) -> list[Outcome]:
