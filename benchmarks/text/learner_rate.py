@@ -3,7 +3,7 @@
     python -m benchmarks.text.learner_rate --precision bfloat16
 
 Counted are the multiply-adds of the equations, forward once and backward twice, for tokens that have to be computed: not what
-padding, recomputation, softmax, norms or the optimiser cost. Sequences share nothing, so that nobody can count a token twice.
+padding, recomputation, softmax, norms or the optimiser cost. The prompt that the sequences share is counted once.
 """
 
 from __future__ import annotations

@@ -25,15 +25,15 @@ METHOD = "dapo-bytedance"
 SAME = {"group": 8, "eps": 1e-4, "minibatches": 1, "overlong": 0.0, "refill": 0}
 
 
-def run_of(size: str, sampling: Sampling) -> Run:
-    """A run at step 0."""
+def run_of(size: str, sampling: Sampling, out: str) -> Run:
+    """A run at step 0, in a folder that is not there yet."""
     data = FOLDER / f"prompts-{size}-{sampling.prompt}.jsonl"
     texts = prompt_texts(sampling.prompt, SIZES[size].words)
     data.write_text("".join(json.dumps({"prompt": text, "answer": ""}) + "\n" for text in texts))
     config, recipe = configure(
         METHOD, str(data), {METHOD: SAME}, model=str(folder(size)), reward=f"{reward.__file__}:even_share",
         prompts=sampling.groups, max_tokens=sampling.longest, learning_rate=1e-6, schedule="constant", steps=10**6,
-        eval_every=0, checkpoint_every=10**6, save_episodes=False, tensorboard=False, out=f"{tempfile.mkdtemp()}/run",
+        eval_every=0, checkpoint_every=10**6, save_episodes=False, tensorboard=False, out=out,
     )  # fmt: skip
     return start(config, recipe, Console(quiet=True))
 
@@ -46,15 +46,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rollouts per step")
     given = parser.parse_args()
     watch, sampling = Stopwatch(given.warm), (QUICK if given.quick else SAMPLING)[given.size]
-    run, seen = run_of(given.size, sampling), 0
-    assert isinstance(run.data, TextData)
-    assert run.data.rollouts is not None
-    watch.mark()
-    for _ in range(given.warm + given.steps):
-        run.advance()
-        sampled = run.data.rollouts.tokens_sampled
-        watch.mark(sampled - seen)
-        seen = sampled
+    with tempfile.TemporaryDirectory() as folder:
+        run, seen = run_of(given.size, sampling, f"{folder}/run"), 0
+        assert isinstance(run.data, TextData)
+        assert run.data.rollouts is not None
+        watch.mark()
+        for _ in range(given.warm + given.steps):
+            run.advance()
+            sampled = run.data.rollouts.tokens_sampled
+            watch.mark(sampled - seen)
+            seen = sampled
     watch.say(
         "token", versions=versions("unipo", "transformers", "torch"), notes=f"{watch.per_step:.0f} tokens per step"
     )

@@ -77,15 +77,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     watch, sampling = Stopwatch(given.warm), (QUICK if given.quick else SAMPLING)[given.size]
-    settings = {
-        **FAST,
-        **ENGINES[given.engine],
-        "max_steps": given.warm + given.steps,
-        "output_dir": tempfile.mkdtemp(),
-    }
-    trainer = trainer_of(given.size, sampling, given.batch, settings)
-    trainer.add_callback(Clock(watch, trainer))
-    trainer.train()
+    with tempfile.TemporaryDirectory() as out:
+        steps = {"max_steps": given.warm + given.steps, "output_dir": out}
+        trainer = trainer_of(given.size, sampling, given.batch, {**FAST, **ENGINES[given.engine], **steps})
+        trainer.add_callback(Clock(watch, trainer))
+        trainer.train()
     watch.say("token", versions=versions("trl", "transformers", "torch"), notes=f"{watch.per_step:.0f} tokens per step")
 
 

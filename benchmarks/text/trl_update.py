@@ -130,12 +130,13 @@ def main() -> None:
     torch.manual_seed(0)
     watch, words = Stopwatch(given.warm), SIZES[given.model].words
     batches = [scripted(SHAPES[given.shape], words, step) for step in range(given.warm + given.steps)]
-    settings = {**FAST, "max_steps": len(batches), "torch_compile": given.compile, "output_dir": tempfile.mkdtemp()}
     make = dpo if given.shape.startswith("d") else grpo
-    trainer = make(batches, given.model, given.batch, settings)
-    trainer.add_callback(Clock(watch))
-    seen = observe(trainer)
-    trainer.train()
+    with tempfile.TemporaryDirectory() as out:
+        settings = {**FAST, "max_steps": len(batches), "torch_compile": given.compile, "output_dir": out}
+        trainer = make(batches, given.model, given.batch, settings)
+        trainer.add_callback(Clock(watch))
+        seen = observe(trainer)
+        trainer.train()
     watch.say("step", gate=seen, versions=versions("trl", "transformers", "torch"))
 
 
