@@ -173,7 +173,7 @@ def test_the_comparison_with_the_policy_would_notice_a_wrong_cache(name: str, tm
         return call(ids, seen, taken(cache, torch.arange(len(ids)).roll(1)))
 
     spoiled.pads, spoiled.model = True, policy.model  # type: ignore[attr-defined]
-    sampler._call = spoiled
+    sampler._call = spoiled  # type: ignore[assignment]
     assert distance() > 1e-3
 
 
@@ -202,7 +202,7 @@ def test_settings_are_checked() -> None:
         {"batch": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            SamplerSettings(**wrong)  # type: ignore[arg-type]
+            SamplerSettings(**wrong)
 
 
 def test_bad_prompts_are_told(policy: Any) -> None:

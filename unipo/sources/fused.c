@@ -1,7 +1,8 @@
 /* One decoding step of a Llama-like model, and the draw of a token: the native twin of fused.py and drawing.py.
 
    Products go to the BLAS that torch brings along (sgemm, column-major, so that its arguments are swapped here). Rows are
-   independent of each other but for those products. Everything is float32; matrices are row-major, weights [in, out].
+   independent of each other but for those products. Everything is float32 (weights bfloat16 where asked
+   for); matrices are row-major, weights [in, out].
    Sizes: n rows, d width, H heads, K key heads, h head size, C columns. */
 
 #include <math.h>
@@ -14,11 +15,12 @@
 
 typedef float lanes_t __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t mask_t __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef void (*gemm_t)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
-                       const int *, const float *, const int *, const float *, float *, const int *);
+typedef void (*gemm_t)(const char *, const char *, const int *, const int *, const int *, const float *, const void *,
+                       const int *, const void *, const int *, const float *, float *, const int *);
 
 typedef struct {
-    const float *qkv, *qkv_bias, *qk, *out, *out_bias, *gate_up, *gate_up_bias, *down, *down_bias;
+    const void *qkv, *out, *gate_up, *down;
+    const float *qkv_bias, *qk, *out_bias, *gate_up_bias, *down_bias;
     float *keys, *values; /* [slots, K, h, C] and [slots, K, C, h] */
 } layer_t;
 
@@ -33,10 +35,12 @@ typedef struct { /* keys [h, columns] and values [columns, h] of one head, `leng
 } span_t;
 
 typedef struct {
-    gemm_t gemm;
+    gemm_t gemm, narrow; /* narrow: products of bfloat16 into float32, or null where weights are float32 */
     const layer_t *layer;
-    const float *embedding, *output, *cos, *sin; /* cos [positions, h], sin [positions, h / 2] */
-    float *x, *y, *wide;                         /* [slots, d], [slots, max(d, H h)], [slots, widest] */
+    const void *output;
+    const float *embedding, *cos, *sin; /* cos [positions, h], sin [positions, h / 2] */
+    float *x, *y, *wide;                /* [slots, d], [slots, max(d, H h)], [slots, widest] */
+    uint16_t *half;                     /* [slots, max(d, H h, inner)] */
     int64_t layers, heads, kv, size, width, inner, words, columns;
     double eps;
 } model_t;
@@ -59,21 +63,35 @@ static ALWAYS float exponential(float x) {
     return p * two.f;
 }
 
-/* c [n, m] = keep * c + a [n, k] b [k, m], rows of a being `stride` apart */
-static void product(gemm_t gemm, int64_t n, int64_t k, int64_t m, const float *a, int64_t stride, const float *b, float *c,
+/* y [n, k] = x in bfloat16, rounded to nearest, rows of x being `stride` apart */
+static void rounded(int64_t n, int64_t k, const float *x, int64_t stride, uint16_t *y) {
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < k; i++) {
+            uint32_t bits;
+            memcpy(&bits, x + r * stride + i, 4);
+            y[r * k + i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        }
+}
+
+/* c [n, w] = keep * c + a [n, k] b, rows of a being `stride` apart; b [k, w], but [w, k] in bfloat16 */
+static void product(const model_t *m, int64_t n, int64_t k, int64_t w, const float *a, int64_t stride, const void *b, float *c,
                     float keep) {
-    int rows = (int)n, inner = (int)k, columns = (int)m, lead = (int)stride;
+    int rows = (int)n, inner = (int)k, columns = (int)w, lead = (int)stride;
     float one = 1.0f;
-    gemm("N", "N", &columns, &rows, &inner, &one, b, &columns, a, &lead, &keep, c, &columns);
+    if (m->narrow) {
+        rounded(n, k, a, stride, m->half);
+        m->narrow("T", "N", &columns, &rows, &inner, &one, b, &inner, m->half, &inner, &keep, c, &columns);
+    } else
+        m->gemm("N", "N", &columns, &rows, &inner, &one, b, &columns, a, &lead, &keep, c, &columns);
 }
 
 /* c = a b + bias, or c += a b + bias */
-static void linear(gemm_t gemm, int64_t n, int64_t k, int64_t m, const float *a, int64_t stride, const float *b,
+static void linear(const model_t *m, int64_t n, int64_t k, int64_t w, const float *a, int64_t stride, const void *b,
                    const float *bias, float *c, int add) {
     if (bias)
         for (int64_t r = 0; r < n; r++)
-            for (int64_t i = 0; i < m; i++) c[r * m + i] = (add ? c[r * m + i] : 0.0f) + bias[i];
-    product(gemm, n, k, m, a, stride, b, c, (bias || add) ? 1.0f : 0.0f);
+            for (int64_t i = 0; i < w; i++) c[r * w + i] = (add ? c[r * w + i] : 0.0f) + bias[i];
+    product(m, n, k, w, a, stride, b, c, (bias || add) ? 1.0f : 0.0f);
 }
 
 /* y = x / sqrt(mean x^2 + eps) */
@@ -196,22 +214,22 @@ void step(const model_t *m, int64_t n, int64_t now, const row_t *row, const int6
     for (int64_t r = 0; r < n; r++) memcpy(x + r * d, m->embedding + token[r] * d, (size_t)d * sizeof(float));
     for (const layer_t *w = m->layer; w < m->layer + m->layers; w++) {
         for (int64_t r = 0; r < n; r++) normalise(x + r * d, y + r * d, d, (float)m->eps);
-        linear(m->gemm, n, d, qkv, y, d, w->qkv, w->qkv_bias, wide, 0);
+        linear(m, n, d, qkv, y, d, w->qkv, w->qkv_bias, wide, 0);
 #pragma omp parallel for if (n >= 8)
         for (int64_t r = 0; r < n; r++) mix_row(m, w, r, row + r, now, wide + r * qkv, y + r * attended);
-        linear(m->gemm, n, attended, d, y, attended, w->out, w->out_bias, x, 1);
+        linear(m, n, attended, d, y, attended, w->out, w->out_bias, x, 1);
         for (int64_t r = 0; r < n; r++) normalise(x + r * d, y + r * d, d, (float)m->eps);
-        linear(m->gemm, n, d, 2 * inner, y, d, w->gate_up, w->gate_up_bias, wide, 0);
+        linear(m, n, d, 2 * inner, y, d, w->gate_up, w->gate_up_bias, wide, 0);
 #pragma omp parallel for if (n >= 8)
         for (int64_t r = 0; r < n; r++) {
             float *restrict gate = wide + r * 2 * inner;
             const float *up = gate + inner;
             for (int64_t i = 0; i < inner; i++) gate[i] *= up[i] / (1.0f + exponential(-gate[i]));
         }
-        linear(m->gemm, n, inner, d, wide, 2 * inner, w->down, w->down_bias, x, 1);
+        linear(m, n, inner, d, wide, 2 * inner, w->down, w->down_bias, x, 1);
     }
     for (int64_t r = 0; r < n; r++) normalise(x + r * d, y + r * d, d, (float)m->eps);
-    product(m->gemm, n, d, m->words, y, d, m->output, logits, 0.0f);
+    product(m, n, d, m->words, y, d, m->output, logits, 0.0f);
 }
 
 /* the first index at which the running sum of mass [n] passes *target, which becomes what is left inside it */

@@ -23,22 +23,37 @@ from unipo.sources.native import LANES, NativeStep
 Put = Callable[[int, Tensor, Tensor], None]
 REFILL = 0.125
 """Waiting prompts are admitted when this share of the batch is free: each admission is a pass of its own."""
+EXACT, COARSE = 64, 24
+"""Largest difference of a logit from the model's own, in units of the precision and of the largest logit."""
 PREFILL_TOKENS = 8192
 """Most prompt tokens (with padding) that are computed at once."""
 
 
-def verified_parts(model: Any) -> Parts | None:
+def verified_parts(model: Any, dtype: torch.dtype | None = None) -> Parts | None:
     """The parts of `model` if it is of a known form and fused decoding gives the model's own logits; else None.
 
-    A form that should give them and does not is told in one warning.
+    `dtype`: of the copied matrices, where it is not the model's. A form that should give the logits and does not is told
+    in one warning.
     """
     parts = Parts.of(model)
-    while parts is not None and not equals_model(parts, model):
+    while parts is not None and not _equals(parts, model, dtype):
         form = "fused" if parts.native is None else "native"
         warnings.warn(f"{type(model).__name__}: {form} decoding does not give this model's logits, so a slower form is used",
                       stacklevel=2)  # fmt: skip
         parts = None if parts.native is None else replace(parts, native=None)
-    return parts
+    return parts if parts is None else _rounded(parts, dtype)
+
+
+def _equals(parts: Parts, model: Any, dtype: torch.dtype | None) -> bool:
+    return equals_model(parts, model, EXACT) and (dtype is None or equals_model(_rounded(parts, dtype), model, COARSE))
+
+
+def _rounded(parts: Parts, dtype: torch.dtype | None) -> Parts:
+    """With matrices of another precision; natively only where torch's library can multiply them."""
+    if dtype is None or dtype == parts.dtype:
+        return parts
+    native = parts.native if parts.native is not None and parts.native.narrow is not None else None
+    return replace(parts, dtype=dtype, native=native)
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------------------
@@ -209,7 +224,7 @@ class FusedDecoding:
         return self._logits(self._forward(token, cos, sin, attend))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return torch.mm(self._normed(x), self.output)
+        return torch.mm(self._normed(x), self.output.to(x.dtype))
 
     def _scaled(self, logits: Tensor) -> Tensor:
         return Head(None, self.parts.head.scale, self.parts.head.cap)(logits)
@@ -236,10 +251,15 @@ class FusedDecoding:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype != x.dtype:
+        y = torch.mm(x.to(weight.dtype), weight).to(x.dtype)
+        return y if bias is None else y + bias
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
 def _added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype != y.dtype:
+        return x + _linear(y, weight, bias)
     return torch.addmm(x if bias is None else x + bias, y, weight)
 
 
@@ -271,7 +291,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def equals_model(parts: Parts, model: Any) -> bool:
+def equals_model(parts: Parts, model: Any, tolerance: float) -> bool:
     """Are logits the model's own, up to rounding: of uneven prompts, with rows that leave, and rows that join them?"""
     vocabulary, device = len(parts.inner.model.embed_tokens.weight), parts.inner.model.embed_tokens.weight.device
     rows = [tuple(i % vocabulary for i in row) for row in ((3, 4, 5, 6, 7, 8, 9), (10, 11, 12, 13), (14, 15, 16))]
@@ -289,4 +309,4 @@ def equals_model(parts: Parts, model: Any) -> bool:
     own = torch.cat([model(input_ids=torch.tensor([r], device=device), use_cache=False).logits[:, -1] for r in whole])
     logits = torch.cat(made)
     error = float((logits - own.to(logits.dtype)).abs().max())
-    return error <= 64 * torch.finfo(parts.inner.dtype).eps * float(own.abs().max())
+    return error <= tolerance * torch.finfo(parts.dtype).eps * float(own.abs().max())

@@ -43,7 +43,7 @@ class Layer:
 class Parts:
     """The modules of a model that can be decoded here. `window`: longest sequence that attends to all of itself.
 
-    `native`: compiled functions that decode it, None where torch's operations do.
+    `native`: compiled functions that decode it, None where torch's operations do. `dtype`: of the copied matrices.
     """
 
     inner: Any
@@ -55,6 +55,7 @@ class Parts:
     scaling: float
     window: int
     native: Library | None
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, model: Any) -> Parts | None:
@@ -74,7 +75,7 @@ class Parts:
         heads, keys = (linear.out_features // first.head_dim for linear in (first.q_proj, first.k_proj))
         suits = inner.dtype == torch.float32 and inner.device.type == "cpu" and first.head_dim % 4 == 0
         return cls(inner, head, heads, keys, first.head_dim, _eps(layers[0].input_layernorm), first.scaling, min(windows),
-                   library() if suits else None)  # fmt: skip
+                   library() if suits else None, inner.dtype)  # fmt: skip
 
     @torch.no_grad()
     def layers(self) -> list[Layer]:
@@ -84,28 +85,22 @@ class Parts:
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv, qkv_bias = _joined(projections, layer.input_layernorm.weight)
-        qk, scale = None, self.scaling
+        before, scale, qk = layer.input_layernorm.weight, self.scaling, None
         if hasattr(attention, "q_norm"):
             each = (
                 (attention.q_norm.weight * scale).expand(self.heads, -1),
                 attention.k_norm.weight.expand(self.keys, -1),
             )
-            qk = torch.cat(each)
-        else:
-            queries = self.heads * self.size
-            qkv[:, :queries] *= scale
-            if qkv_bias is not None:
-                qkv_bias[:queries] *= scale
-        return Layer(qkv, qkv_bias, qk, *_joined((attention.o_proj,)),
-                     *_joined((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm.weight),
-                     *_joined((mlp.down_proj,)))  # fmt: skip
+            qk, scale = torch.cat(each), 1.0
+        return Layer(*_joined(projections, before, self.dtype, self.heads * self.size, scale), qk,
+                     *_joined((attention.o_proj,), None, self.dtype),
+                     *_joined((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm.weight, self.dtype),
+                     *_joined((mlp.down_proj,), None, self.dtype))  # fmt: skip
 
     @torch.no_grad()
     def output(self) -> Tensor:
         """The head's weights, transposed, with the last norm's scale."""
-        assert self.head.linear is not None
-        return _joined((self.head.linear,), self.inner.model.norm.weight)[0]
+        return _joined((self.head.linear,), self.inner.model.norm.weight, self.dtype)[0]
 
     def rotations(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines [length, h] and sines [length, h / 2] of positions."""
@@ -147,19 +142,29 @@ def _mergeable(linear: Any) -> bool:
                               *getattr(linear, "lora_bias", {}).values()))  # fmt: skip
 
 
-def _joined(linears: Sequence[Any], scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """[d, sum of outputs]: the transposed weights side by side, rows times `scale` [d]; and their biases, if there are any."""
+def _joined(
+    linears: Sequence[Any], before: Tensor | None, dtype: torch.dtype, first: int = 0, scale: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """[d, sum of outputs]: the transposed weights side by side, rows times `before` [d], the `first` columns times `scale`; and
+    their biases, if there are any.
+
+    In the model's own precision the memory is transposed, too; rounded to another it is not, as its products want it.
+    """
     weights = [_weight(linear) for linear in linears]
-    joined = weights[0].new_empty(weights[0].shape[1], sum(map(len, weights)))
-    for part, weight in zip(joined.split([len(w) for w in weights], 1), weights, strict=True):
-        part.copy_(weight.t())
-    if scale is not None:
-        joined *= scale[:, None]
+    if dtype == weights[0].dtype:
+        joined = weights[0].new_empty(weights[0].shape[1], sum(map(len, weights)))
+    else:
+        joined = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1]).t()
+    torch.cat([w.t() for w in weights], 1, out=joined)
+    if before is not None:
+        joined *= before[:, None]
     biases = [_base(linear).bias for linear in linears]
-    if all(b is None for b in biases):
-        return joined, None
     zeros = [w.new_zeros(len(w)) for w in weights]
-    return joined, torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)])
+    bias = torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)])
+    if scale != 1.0:
+        joined[:, :first] *= scale
+        bias[:first] *= scale
+    return joined.to(dtype), None if all(b is None for b in biases) else bias
 
 
 def _base(linear: Any) -> Any:

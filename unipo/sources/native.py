@@ -37,18 +37,19 @@ LANES = 16
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The functions of `fused.c`, and the address of torch's sgemm."""
+    """The functions of `fused.c`, and the addresses of torch's products in float32 and (None: not there) in bfloat16."""
 
     step: Any
     draw: Any
     gemm: int
+    narrow: int | None
 
 
 @cache
 def library() -> Library | None:
     """The compiled functions; None where they cannot be had."""
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    gemm = _gemm()
+    gemm, narrow = _blas("sgemm_"), _blas("gemm_bf16bf16f32_")
     if compiler is None or gemm is None or not SOURCE.exists():
         return None
     try:
@@ -60,15 +61,15 @@ def library() -> Library | None:
     loaded.step.argtypes, loaded.step.restype = [pointer, long, long, pointer, pointer, pointer], None
     loaded.draw.argtypes = [pointer, long, long, ctypes.c_double, pointer, pointer, pointer]
     loaded.draw.restype = None
-    return Library(loaded.step, loaded.draw, gemm)
+    return Library(loaded.step, loaded.draw, gemm, narrow)
 
 
-def _gemm() -> int | None:
-    """Address of the Fortran sgemm in torch's own library, with its vector code and its threads."""
+def _blas(function: str) -> int | None:
+    """Address of a Fortran function in torch's own library, with its vector code and its threads."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         path = Path(torch.__file__).parent / "lib" / name
         if path.exists():
-            found = getattr(ctypes.CDLL(str(path)), "sgemm_", None)
+            found = getattr(ctypes.CDLL(str(path)), function, None)
             return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
     return None
 
@@ -106,46 +107,46 @@ def _processor() -> str:
 
 
 # ---- one step ----------------------------------------------------------------------------------------------------------
-WEIGHTS = ("qkv", "qkv_bias", "qk", "out", "out_bias", "gate_up", "gate_up_bias", "down", "down_bias")
+MATRICES = ("qkv", "out", "gate_up", "down")
+VECTORS = ("qkv_bias", "qk", "out_bias", "gate_up_bias", "down_bias")
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p) for n in (*WEIGHTS, "keys", "values")]
+    _fields_ = [(n, ctypes.c_void_p) for n in (*MATRICES, *VECTORS, "keys", "values")]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_void_p) for n in ("gemm", "layer", "embedding", "output", "cos", "sin", "x", "y", "wide")),
+        *(
+            (n, ctypes.c_void_p)
+            for n in ("gemm", "narrow", "layer", "output", "embedding", "cos", "sin", "x", "y", "wide", "half")
+        ),
         *((n, ctypes.c_int64) for n in ("layers", "heads", "kv", "size", "width", "inner", "words", "columns")),
         ("eps", ctypes.c_double),
     ]
 
 
 class NativeStep:
-    """`step` of a `FusedDecoding` in float32 on a CPU; it reads and writes that object's memory."""
+    """`step` of a `FusedDecoding` on a CPU; it reads and writes that object's memory."""
 
     def __init__(self, native: Library, decoding: Any) -> None:
-        parts, layers = decoding.parts, decoding.layers
+        parts, layers, output = decoding.parts, decoding.layers, decoding.output
         slots, width = decoding.slots, decoding.embedding.shape[1]
-        attended, inner, words = parts.heads * parts.size, layers[0].down.shape[0], decoding.output.shape[1]
-        self.native, self.held = (
-            native,
-            [decoding.embedding.detach().contiguous(), decoding.cos[:].contiguous(), decoding.sin],
-        )
-        widths = (width, max(width, attended), max(layers[0].qkv.shape[1], 2 * inner))
-        scratch = [torch.empty(slots, w) for w in widths]
-        self.logits = torch.empty(slots, words)
-        weights = [[getattr(w, n) for n in WEIGHTS] for w in layers]
+        attended, inner, words = parts.heads * parts.size, layers[0].down.shape[0], output.shape[1]
+        narrow = native.narrow if output.dtype == torch.bfloat16 else None
+        scratch = [torch.empty(slots, w) for w in (width, max(width, attended), max(layers[0].qkv.shape[1], 2 * inner))]
+        half = torch.empty(slots, max(width, attended, inner) if narrow else 0, dtype=torch.bfloat16)
+        embedding = decoding.embedding.detach().contiguous()
+        memory = [(decoding.keys[i].data_ptr(), decoding.values[i].data_ptr()) for i in range(len(layers))]
         rows = [
-            (*map(_address, w), decoding.keys[i].data_ptr(), decoding.values[i].data_ptr())
-            for i, w in enumerate(weights)
+            (*(_address(getattr(w, n)) for n in (*MATRICES, *VECTORS)), *kv)
+            for w, kv in zip(layers, memory, strict=True)
         ]
-        self.layers = (_Layer * len(rows))(*(_Layer(*row) for row in rows))
-        self.held += [decoding.output, *scratch, *(t for w in weights for t in w if t is not None)]
-        embedding, cos, sin = self.held[:3]
-        pointers = map(_address, (embedding, decoding.output, cos, sin, *scratch))
+        pointers = map(_address, (output, embedding, decoding.cos.contiguous(), decoding.sin, *scratch, half))
         sizes = len(rows), parts.heads, parts.keys, parts.size, width, inner, words, decoding.keys.shape[-1]
-        self.model = _Model(native.gemm, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
+        self.native, self.logits, self.held = native, torch.empty(slots, words), (embedding, *scratch, half, decoding)
+        self.layers = (_Layer * len(rows))(*(_Layer(*row) for row in rows))
+        self.model = _Model(native.gemm, narrow, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
         self.at = ctypes.addressof(self.model)
 
     def __call__(self, token: Tensor, row: Tensor, now: int) -> Tensor:
@@ -156,7 +157,8 @@ class NativeStep:
 
 
 def _address(tensor: Tensor | None) -> int | None:
-    assert tensor is None or tensor.is_contiguous()
+    """Where its memory begins; a matrix of bfloat16 weights is a transposed view."""
+    assert tensor is None or tensor.is_contiguous() or tensor.t().is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
 

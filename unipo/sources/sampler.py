@@ -31,7 +31,9 @@ REASONS = ("length", "eos", "stop")
 class SamplerSettings:
     """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep all tokens. `stop`: strings that end a completion.
 
-    `batch`: most rows that are decoded together. `fused` False calls the model as it is for every token.
+    `batch`: most rows that are decoded together. `fused` False calls the model as it is for every token. `weights`: model, or
+    bfloat16, which samples from the model with rounded weights (behavior log-probs are those of what was sampled): faster on
+    processors that multiply such numbers; only where the model can be decoded fused.
     """
 
     temperature: float = 1.0
@@ -41,6 +43,7 @@ class SamplerSettings:
     stop: tuple[str, ...] = ()
     batch: int = 256
     fused: bool = True
+    weights: str = "model"
 
     def __post_init__(self) -> None:
         checks = {
@@ -50,6 +53,7 @@ class SamplerSettings:
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "stop": (all(self.stop), "strings that are not empty"),
             "batch": (self.batch >= 1, "at least 1"),
+            "weights": (self.weights in ("model", "bfloat16"), "model or bfloat16"),
         }
         for name, (good, expected) in checks.items():
             if not good:
@@ -118,7 +122,8 @@ class Sampler:
     def _decoding(self, rows: int, longest: int) -> Decoding:
         """The fused form where it knows the architecture and was found equal on first use; else the model as it is."""
         if not self._known:
-            self._parts = verified_parts(self.model) if self.settings.fused else None
+            rounded = torch.bfloat16 if self.settings.weights == "bfloat16" else None
+            self._parts = verified_parts(self.model, rounded) if self.settings.fused else None
             self._known = True
         batch, span = self.settings.batch, longest + self.settings.max_tokens
         if self._parts is not None and span <= self._parts.window:
