@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 
 from benchmarks.control.settings import OFFLINE, PPO, SAC
@@ -148,7 +149,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("kind", choices=("stepping", "products"))
     asked.add_argument("--row", choices=(*PPO, *SAC, *OFFLINE), required=True)
-    asked.add_argument("--threads", type=int, default=1)
+    asked.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     asked.add_argument("--seconds", type=float, default=2.0)
     asked.add_argument("--width", type=int, default=256)
     asked.add_argument("--precision", default="float32")

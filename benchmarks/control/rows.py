@@ -49,17 +49,11 @@ def limit(kind: str, row: str, *arguments: str) -> Side:
 def ppo_row(name: str, title: str, goal: float) -> Row:
     peers = (
         peer("Stable-Baselines3", "side_sb3", name, best=True, preload=SB3),
-        peer("Stable-Baselines3, 2 threads", "side_sb3", name, "--threads", "2", preload=SB3),
         peer("Stable-Baselines3, compiled", "side_sb3", name, "--compile", warm="20"),
-        peer("CleanRL-style", "cleanrl_style_ppo", name, best=True, preload=SCRIPT),
-        peer("CleanRL-style, 2 threads", "cleanrl_style_ppo", name, "--threads", "2", preload=SCRIPT),
+        peer("CleanRL-style", "cleanrl_style_ppo", name, preload=SCRIPT),
         peer("SBX", "side_sbx", name, needs="sbx-rl", warm="8"),
-        peer("SBX, 2 threads", "side_sbx", name, "--threads", "2", needs="sbx-rl", warm="8"),
     )  # fmt: skip
-    also = (
-        ours("2 threads", name, "--threads", "2", quick=None),
-        ours("not compiled", name, "--set", "compile=off", quick=None),
-    )
+    also = (ours("not compiled", name, "--set", "compile=off", quick=None),)
     return Row(name=name, title=title, goal=goal, ours=ours("unipo", name), also=also, peers=peers, gate=stored_returns(name),
                limit=limit("stepping", name))  # fmt: skip
 
@@ -114,6 +108,18 @@ def offline_row(method: str, width: int, title: str) -> Row:
                limit=limit("products", method, *sized, "--precision", "bfloat16" if wide else "float32"))  # fmt: skip
 
 
+# ---- the collector -----------------------------------------------------------------------------------------------------
+def collector_row(copies: int) -> Row:
+    """The goal is at most 1.5 times the seconds of bare stepping."""
+    sides = {
+        side: Side(name=name, command=("-m", "benchmarks.control.collector", side, "--envs", str(copies)),
+                   quick=("--seconds", "1.5"), preload=OURS)
+        for side, name in (("ours", "unipo"), ("raw", "bare environments"))
+    }  # fmt: skip
+    return Row(name=f"collector-{copies}", title=f"collecting from {copies} copies of HalfCheetah-v5, as a share of bare steps",
+               goal=0.67, ours=sides["ours"], limit=sides["raw"])  # fmt: skip
+
+
 ROWS: tuple[Row, ...] = (
     ppo_row("ppo-cartpole", "PPO with collection, CartPole-v1, 8 environments, 64x64", 6.0),
     ppo_row("ppo-halfcheetah", "PPO with collection, HalfCheetah-v5, 8 environments, 64x64", 4.0),
@@ -122,4 +128,6 @@ ROWS: tuple[Row, ...] = (
     offline_row("td3bc", 64, "the same, 64x64"),
     offline_row("iql", 256, "IQL from 100,000 recorded transitions, 256x256, batch 256"),
     offline_row("iql", 64, "the same, 64x64"),
+    collector_row(8),
+    collector_row(64),
 )

@@ -23,7 +23,7 @@ def parser(description: str | None, rows: tuple[str, ...]) -> argparse.ArgumentP
     """What every side is asked: which row, how many threads, how long before and while it is timed."""
     asked = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
     asked.add_argument("row", choices=rows)
-    asked.add_argument("--threads", type=int, default=1)
+    asked.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     asked.add_argument("--warm", type=float, default=2.0, help="seconds that are not counted, at the least")
     asked.add_argument("--seconds", type=float, default=5.0, help="seconds that are counted, at the least")
     asked.add_argument("--precision", default="float32", help="float32, autocast (bfloat16) or mkldnn (bfloat16)")
