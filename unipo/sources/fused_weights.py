@@ -155,7 +155,8 @@ def _joined(
         joined = weights[0].new_empty(weights[0].shape[1], sum(map(len, weights)))
     else:
         joined = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1]).t()
-    torch.cat([w.t() for w in weights], 1, out=joined)
+    for part, weight in zip(joined.split([len(w) for w in weights], 1), weights, strict=True):
+        part.copy_(weight.t())
     if before is not None:
         joined *= before[:, None]
     biases = [_base(linear).bias for linear in linears]
