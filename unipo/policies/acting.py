@@ -84,10 +84,10 @@ class Acting:
         return logp.unflatten(0, observation.shape[:2])
 
     def _read(self, n: int) -> None:
-        """Copies of the weights as [in, out]: small products are fastest in this order."""
+        """Copies of the weights as [in, out] and of the biases as [n, out]: small products and sums are fastest so."""
         network, normaliser = self.policy.network, self.policy.normaliser
         linear = [layer for layer in (*network.trunk, network.head) if isinstance(layer, nn.Linear)]
-        self._layers = [(np.ascontiguousarray(_numpy(m.weight).T), _numpy(m.bias)) for m in linear]
+        self._layers = [(np.ascontiguousarray(_numpy(m.weight).T), np.tile(_numpy(m.bias), (n, 1))) for m in linear]
         if not self._spaces or len(self._spaces[0]) != n:
             self._spaces = [np.empty((n, m.out_features), np.float32) for m in linear]
         self._chooser.read()

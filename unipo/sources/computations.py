@@ -35,27 +35,61 @@ class CartPoles:
     def __init__(self, envs: Sequence[Any]) -> None:
         self.envs, e, n = envs, envs[0], len(envs)
         self.state, self._slope = np.zeros((4, n)), np.zeros((4, n))  # (x, x_dot, theta, theta_dot) and their changes
-        self._force, self._tau = np.array([-e.force_mag, e.force_mag]), np.float64(e.tau)
-        self._bounds = np.array([[e.x_threshold], [e.theta_threshold_radians]])
+        self._scratch = np.zeros((4, n))
+        self._force = np.array([-e.force_mag, e.force_mag])
+        # NumPy is quicker with arrays than with numbers that it has to convert
+        numbers = e.gravity, e.masspole, e.total_mass, e.length, e.polemass_length, 4.0 / 3.0
+        self._constants = tuple(np.full(n, number) for number in numbers)
+        self._tau, self._bounds = (
+            np.full((4, n), e.tau),
+            np.full((n, 2), (e.x_threshold, e.theta_threshold_radians)).T.copy(),
+        )
         self._fallen, self._standing = (-1.0, 0.0) if e._sutton_barto_reward else (1.0, 1.0)
+        self._always = np.full(n, self._standing)
+        self._always.flags.writeable = False
 
     def adopt(self, env: int) -> None:
         self.state[:, env] = self.envs[env].state
 
     def step(self, native: Array) -> tuple[Array, Array, Array]:
-        e, state, slope = self.envs[0], self.state, self._slope
-        theta_dot, cos, sin = state[3], np.cos(state[2]), np.sin(state[2])
-        temp = (self._force[native] + e.polemass_length * np.square(theta_dot) * sin) / e.total_mass
-        thetaacc = (e.gravity * sin - cos * temp) / (
-            e.length * (4.0 / 3.0 - e.masspole * np.square(cos) / e.total_mass)
-        )
+        self._accelerate(self._force[native])
+        state, slope = self.state, self._slope
         slope[0::2] = state[1::2]
-        slope[1] = temp - e.polemass_length * thetaacc * cos / e.total_mass
-        slope[3] = thetaacc
-        state += self._tau * slope
+        slope *= self._tau
+        state += slope
         fallen = np.abs(state[0::2]) > self._bounds
         terminated = fallen[0] | fallen[1]
-        return state.T.astype(np.float32), np.where(terminated, self._fallen, self._standing), terminated
+        paid = self._always if self._fallen == self._standing else np.where(terminated, self._fallen, self._standing)
+        return state.T.astype(np.float32), paid, terminated
+
+    def _accelerate(self, force: Array) -> None:
+        """slope[1] and slope[3]; https://coneural.org/florian/papers/05_cart_pole.pdf"""
+        gravity, masspole, total_mass, length, polemass_length, four_thirds = self._constants
+        (_, _, theta, theta_dot), (_, xacc, _, thetaacc), (cos, sin, temp, other) = (
+            self.state,
+            self._slope,
+            self._scratch,
+        )
+        np.cos(theta, cos)
+        np.sin(theta, sin)
+        np.multiply(theta_dot, theta_dot, temp)  # temp = (force + polemass_length * theta_dot^2 * sin) / total_mass
+        temp *= polemass_length
+        temp *= sin
+        temp += force
+        temp /= total_mass
+        np.multiply(cos, cos, other)  # other = length * (4 / 3 - masspole * cos^2 / total_mass)
+        other *= masspole
+        other /= total_mass
+        np.subtract(four_thirds, other, other)
+        other *= length
+        sin *= gravity  # thetaacc = (gravity * sin - cos * temp) / other
+        np.multiply(cos, temp, thetaacc)
+        np.subtract(sin, thetaacc, thetaacc)
+        thetaacc /= other
+        np.multiply(thetaacc, polemass_length, other)  # xacc = temp - polemass_length * thetaacc * cos / total_mass
+        other *= cos
+        other /= total_mass
+        np.subtract(temp, other, xacc)
 
 
 def _cart_poles(envs: Sequence[Any]) -> Computation | None:

@@ -69,6 +69,12 @@ class ActionSpec:
     shape: tuple[int, ...] = ()
     dtype: np.dtype[Any] = _INTEGER
     masked: bool = False
+    _choices: Array = field(init=False, repr=False)
+    _shifted: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_choices", np.array(self.sizes, dtype=np.uint64))
+        object.__setattr__(self, "_shifted", bool(np.any(self.start)))
 
     @classmethod
     def of(cls, space: spaces.Space[Any]) -> ActionSpec:
@@ -102,15 +108,19 @@ class ActionSpec:
     def native(self, action: Array) -> Array:
         """[n, ...] actions of a policy to [n, *shape] actions of the environment. Raises ValueError where they are no actions."""
         if self.kind == "box":
-            native = np.minimum(np.maximum(self.centre + self.half * action, self.low), self.high)
+            native = np.multiply(action, self.half)
+            native += self.centre
+            np.minimum(np.maximum(native, self.low, out=native), self.high, out=native)
             if not finite(native):
                 raise ValueError(f"the policy gave a NaN action: {action.tolist()}; its parameters have diverged")
             native = native.round() if self.dtype.kind in "iu" else native
         else:
-            if np.count_nonzero((action < 0) | (action >= self.sizes)):
+            unsigned = action.astype(np.int64, copy=False).view(np.uint64)  # what is below 0 is then very large
+            if np.count_nonzero(unsigned >= self._choices):
                 raise ValueError(f"the policy chose {action.tolist()}: expected integers from 0 to below {self.sizes}")
-            native = action + self.start
-        return native.astype(self.dtype, copy=False).reshape(len(action), *self.shape)
+            native = action + self.start if self._shifted else action
+        native = native.astype(self.dtype, copy=False)
+        return native if native.shape[1:] == self.shape else native.reshape(len(action), *self.shape)
 
     def normalised(self, native: Array) -> Array:
         """The inverse of `native`: [n, *shape] actions of the environment in the policy's units, [n] or [n, size]."""
