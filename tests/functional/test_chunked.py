@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from unipo.functional import chunked as chunked_module
 from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, chunk_rows, chunked, log_probs
 from unipo.functional.divergences import generalised_jsd, kl
 
@@ -75,6 +77,58 @@ def test_values_and_gradients_equal_full_logits(name: str, size: int) -> None:
     for a, b in zip([*ours, *found], [*full, *expected], strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     assert len(leaves) == 1 + {"plain": 1, "frozen": 0, "adapted": 2, "logits": 0}.get(name, 2)
+
+
+@pytest.mark.parametrize("rows", [0, 2, 4, 100])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_what_forward_keeps_is_what_backward_needs(
+    rows: int, with_entropy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows are kept, and whether or not a gradient reaches the entropy."""
+    monkeypatch.setattr(chunked_module, "KEPT_BYTES", rows * V * 8)
+    head = Head(nn.Linear(D, V, bias=False, dtype=torch.float64), 1.7, None, 0.6)
+    hidden, tokens, other = inputs(head)
+    leaves = [hidden, *head.parameters]
+    ours = chunked(hidden, head, [Entropy(), LogProb(tokens)], 2)
+    logp, entropy = in_full(hidden, head, tokens, other)[:2]
+    for a, b in zip(ours, (entropy, logp), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    weight = torch.randn(2, N, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    weight[0] *= with_entropy
+    found = torch.autograd.grad((torch.stack(ours) * weight).sum(), leaves)
+    expected = torch.autograd.grad((torch.stack([entropy, logp]) * weight).sum(), leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+def test_logits_are_computed_once_where_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts, not seconds: chunks of logits in forward and backward, 3 chunks of 3 rows at most."""
+    computed: list[slice] = []
+    original = chunked_module._Slopes.__call__
+
+    def counting(self: Any, h: Tensor, w: Tensor, part: slice, into: Tensor) -> tuple[Tensor, Tensor]:
+        computed.append(part)
+        return original(self, h, w, part, into)
+
+    monkeypatch.setattr(chunked_module._Slopes, "__call__", counting)
+    for kept, expected in ((N, 3), (4, 5), (0, 6)):
+        computed.clear()
+        monkeypatch.setattr(chunked_module, "KEPT_BYTES", kept * V * 4)
+        linear, hidden = nn.Linear(D, V, bias=False), torch.randn(N, D, requires_grad=True)
+        chunked(hidden, Head(linear), [LogProb(torch.zeros(N, dtype=torch.long))], 3)[0].sum().backward()
+        assert len(computed) == expected
+
+
+def test_a_certain_token_keeps_its_small_gradient() -> None:
+    """p = 1 - 1e-5 in float32: the gradient is c (1 - p), not the difference of two rounded products."""
+    linear = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[6.0], [6.0 - math.log(1e5)]]))
+    hidden = torch.ones(1, 1, requires_grad=True)
+    chunked(hidden, Head(linear), [LogProb(torch.tensor([0]))], 1)[0].sum().backward()
+    assert linear.weight.grad is not None
+    torch.testing.assert_close(linear.weight.grad[1, 0], torch.tensor(-1e-5), rtol=1e-3, atol=0.0)
+    assert float(hidden.grad) == pytest.approx(math.log(1e5) * 1e-5, rel=0.02)
 
 
 def test_gradients_equal_finite_differences() -> None:

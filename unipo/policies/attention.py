@@ -24,6 +24,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from unipo.functional.chunked import wide
 from unipo.policies.layout import Block, Layout
 
+ALMOST_ALL = 0.9
+"""Where more of the row is scored, the last layer is computed whole."""
 NAME = "unipo_shared_prompts"
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -44,6 +46,33 @@ def attending(config: Any, layout: Layout) -> Iterator[None]:
     finally:
         config._attn_implementation = before
         _current.reset(token)
+
+
+@contextmanager
+def last_only_where_scored(decoder: Any, layout: Layout) -> Iterator[None]:
+    """While it lasts, the feed-forward part of the last layer is computed at scored places alone, 0 elsewhere.
+
+    Nothing reads the others: the keys and values of a prompt in the last layer come before that part.
+    """
+    rows = layout.scored.unique()
+    last = getattr(decoder, "layers", None)
+    part = getattr(last[-1], "mlp", None) if last is not None and len(last) else None
+    if part is None or len(rows) > ALMOST_ALL * len(layout.tokens):
+        yield
+        return
+
+    def take(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[0].index_select(1, rows.to(inputs[0].device)), *inputs[1:]
+
+    def put(module: Any, inputs: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out.new_zeros(1, len(layout.tokens), out.shape[-1]).index_copy(1, rows.to(out.device), out)
+
+    hooks = [part.register_forward_pre_hook(take), part.register_forward_hook(put)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None,

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from unipo.episodes import Episodes, offsets_of, ranges
 from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, Quantity, chunk_rows, chunked, log_probs
 from unipo.functional.divergences import kl
-from unipo.policies.attention import Unsupported, attending
+from unipo.policies.attention import Unsupported, attending, last_only_where_scored
 from unipo.policies.layout import Layout, Sequences, layout, sequences
+from unipo.policies.memory import keep_freed_memory
 
 PADDING_WASTE = 1.05
 """A bucket is cut where padding would pass this share of its tokens."""
@@ -117,6 +118,8 @@ class TokenPolicy:
             raise KeyError(f"this policy does not emit {unknown}; it emits {sorted(self.emits)}")
         if not episodes.count("step"):
             return {name: torch.zeros(0, device=episodes.device) for name in names}
+        if self.device.type == "cpu":
+            keep_freed_memory()
         tokens = episodes["token"].to(self.device)
         quantities = {name: self._quantity(name, tokens, episodes) for name in names if name != "value"}
         hidden, head = self.scored(episodes)
@@ -160,7 +163,7 @@ class TokenPolicy:
 
     def _in_one_row(self, row: Layout) -> Tensor:
         decoder = decoder_of(self.model)
-        with attending(decoder.config, row):
+        with attending(decoder.config, row), last_only_where_scored(decoder, row):
             ids, positions = (x[None].to(self.device) for x in (row.tokens, row.positions))
             hidden = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
         return hidden.index_select(0, row.scored.to(self.device))
