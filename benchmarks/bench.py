@@ -28,20 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)}; default all")
     parser.add_argument("--quick", action="store_true", help="fewer turns and smaller work: all rows in minutes")
     parser.add_argument("--known", action="store_true", help="only the settings of peers that won earlier sweeps")
+    parser.add_argument("--peers", default="", help="only settings of peers whose name contains this")
     parser.add_argument("--turns", type=int, help="of each peer; ours has one more (default: each row's own)")
     parser.add_argument("--threads", type=int, help="of both sides (default: each row's own, mostly one)")
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    rows = chosen(ROWS, given.rows)
-    if given.turns:
-        rows = [replace(row, turns=given.turns, quick_turns=given.turns) for row in rows]
-    if given.threads:
-        rows = [replace(row, threads=given.threads) for row in rows]
-    if given.known:
-        rows = [replace(row, peers=tuple(side for side in row.peers if side.quick is not None)) for row in rows]
+    rows = [shaped(row, given) for row in chosen(ROWS, given.rows)]
     with Forks() as run:
         bench(rows, run, given.quick, given.out, console)
+
+
+def shaped(row: Row, given: argparse.Namespace) -> Row:
+    """The row with the turns, threads and peers that are asked for."""
+    peers = tuple(side for side in row.peers if given.peers in side.name and not (given.known and side.quick is None))
+    turns = (given.turns, given.turns) if given.turns else (row.turns, row.quick_turns)
+    return replace(row, peers=peers, turns=turns[0], quick_turns=turns[1], threads=given.threads or row.threads)
 
 
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

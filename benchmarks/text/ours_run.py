@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("size", choices=sorted(SAMPLING))
     parser.add_argument("--warm", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="fewer rollouts per step")
     given = parser.parse_args()
     watch, sampling = Stopwatch(given.warm), (QUICK if given.quick else SAMPLING)[given.size]

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--model", default="m25")
     parser.add_argument("--signals", default="logp,entropy")
     parser.add_argument("--warm", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2)
     given = parser.parse_args()
     watch, pairs, words = Stopwatch(given.warm), given.shape.startswith("d"), SIZES[given.model].words
     batches = [scripted(SHAPES[given.shape], words, step) for step in range(given.warm + given.steps)]

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="rows per forward pass of the update")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="generate")
     parser.add_argument("--warm", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="fewer rollouts per step")
     given = parser.parse_args()
     torch.manual_seed(0)

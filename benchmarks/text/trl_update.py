@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--model", default="m25")
     parser.add_argument("--batch", type=int, default=8, help="rows per forward pass")
     parser.add_argument("--warm", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(0)
