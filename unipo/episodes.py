@@ -41,7 +41,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -291,7 +291,9 @@ class Episodes:
         """The same columns with other numbers: `values` [as before] by name. Cheap: nothing is checked."""
         made = object.__new__(Episodes)
         made._offsets = self._offsets
-        made._columns = {n: replace(c, values=values.get(n, c.values)) for n, c in self._columns.items()}
+        made._columns = {
+            n: Column(values.get(n, c.values), c.level, c.offsets, c.names) for n, c in self._columns.items()
+        }
         return made
 
     def with_context(self, name: str, contexts: Sequence[Sequence[int] | Tensor]) -> Episodes:
@@ -365,7 +367,9 @@ class Episodes:
         for start, stop in pairwise(bounds):
             made = object.__new__(Episodes)
             made._offsets = dict.fromkeys(LEVELS[1:], _counting(stop - start + 1).to(self.device))
-            made._columns = {n: replace(c, values=c.values[start:stop]) for n, c in shuffled._columns.items()}
+            made._columns = {
+                n: Column(c.values[start:stop], c.level, None, c.names) for n, c in shuffled._columns.items()
+            }
             yield made
 
     def _select_steps(self, keep: Tensor) -> Episodes:

@@ -19,7 +19,7 @@ from torch import Tensor
 from unipo.episodes import Episodes
 from unipo.learner.coefficients import Coefficients, TermShare
 from unipo.learner.traced import Changes, Graph, NotNow, Unsuited, can_compile, graph_of
-from unipo.learner.update import Update
+from unipo.learner.update import LazyUpdate, Update
 from unipo.objectives import Knob, Objective, number, with_settings
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ MISSES = 3
 """Batches in a row that a graph leaves to the slow twin until that is told."""
 VERIFIED = 2
 """Updates that a graph makes beside the slow twin, to be compared."""
+ROUNDING = 1e-6
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest relative difference between the twins in what an update changes (Adam divides rounding by rounding)."""
 
@@ -155,7 +156,10 @@ class _Update:
                 f"{MISSES} batches in a row went another way than the compiled update, and were made plainly",
                 stacklevel=2,
             )
-        return self._unflattened(episodes, settings, outputs) if agreed else None
+        if not agreed:
+            return None
+        now = self.learner.updates
+        return LazyUpdate(len(self.titles), lambda: self._unflattened(episodes, settings, outputs, now))
 
     def verify(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> None:
         """Make this update by both twins and compare; what they changed is put back. Raises Unsuited."""
@@ -168,13 +172,12 @@ class _Update:
         self.learner.move(episodes, objective, settings)
         slow = [t.clone() for t in self.graph.changed]
         _put_back(self.graph.changed, before)
-        difference = sum(float((a - b).double().square().sum()) for a, b in zip(fast, slow, strict=True)) ** 0.5
-        moved = sum(float((a - b).double().square().sum()) for a, b in zip(slow, before, strict=True)) ** 0.5
         limit = max(CLOSE[dtype] for dtype in self._dtypes)
-        if not difference <= limit * moved:
-            raise Unsuited(
-                f"the compiled update differs from the plain one by {difference / max(moved, 1e-300):.1e} of it"
-            )
+        for a, b, old in zip(fast, slow, before, strict=True):
+            apart, moved, size = (float(x.double().norm()) for x in (a - b, b - old, b))
+            if not apart <= limit * moved + ROUNDING * size:
+                told = f"{apart / max(moved, 1e-300):.1e} of what it changes a tensor of {list(a.shape)} by"
+                raise Unsuited(f"the compiled update differs from the plain one by {told}")
         self.verified += 1
 
     @property
@@ -182,7 +185,10 @@ class _Update:
         cast = self.learner.settings.autocast
         return {p.dtype for p in self.learner.parameters()} | ({getattr(torch, cast)} if cast != "off" else set())
 
-    def _unflattened(self, episodes: Episodes, settings: Mapping[str, float], outputs: Sequence[Tensor]) -> Update:
+    def _unflattened(
+        self, episodes: Episodes, settings: Mapping[str, float], outputs: Sequence[Tensor], now: int
+    ) -> Update:
+        """`now`: how many updates were made before."""
         norm, *rest = outputs
         by_kind: dict[str, dict[str, Tensor]] = {}
         for (kind, *path), value in zip(self.shape, rest, strict=True):
@@ -196,7 +202,7 @@ class _Update:
         found = Coefficients(by_kind.get("total", {}), shares)
         batch = episodes.with_columns("step", **by_kind["column"]) if "column" in by_kind else episodes
         learner = self.learner
-        rate = learner.settings.learning_rate * learner.settings.rate(learner.updates)
+        rate = learner.settings.learning_rate * learner.settings.rate(now)
         return Update(batch, found, by_kind.get("signal", {}), len(batch), float(norm), rate)
 
 

@@ -151,6 +151,8 @@ def _lifted(traced: fx.GraphModule, more: Sequence[Tensor]) -> list[tuple[Tensor
         tensor: Any = reduce(getattr, str(node.target).split("."), traced)
         node.replace_all_uses_with(place(tensor))
         graph.erase_node(node)
+    for name in [*dict(traced.named_parameters(recurse=False)), *dict(traced.named_buffers(recurse=False))]:
+        delattr(traced, name)  # or the compiler would pass them as inputs of their own
     for tensor in more:
         place(tensor)
     return list(found.values())
@@ -158,6 +160,18 @@ def _lifted(traced: fx.GraphModule, more: Sequence[Tensor]) -> list[tuple[Tensor
 
 @torch.no_grad()
 def inductor(traced: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """The graph as native code, from torch's cache where the same graph was compiled before."""
-    return torch._inductor.standalone_compile(traced, list(example), dynamic_shapes="from_example_inputs",
-                                              options={"config_patches": {"size_asserts": False}})  # fmt: skip
+    """The graph as native code, from torch's cache where the same graph was compiled before.
+
+    What is called is the innermost of the compiler's layers: the others are about gradients and aliases, of which there are none.
+    """
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # slow to import
+
+    made: list[Any] = []
+
+    def inner(*arguments: Any, **keywords: Any) -> Any:
+        made.append(compile_fx_inner(*arguments, **keywords))
+        return made[-1]
+
+    compile_fx(traced, list(example), inner_compile=inner, config_patches={"size_asserts": False})
+    (code,) = made
+    return lambda *inputs: code.current_callable(list(inputs))

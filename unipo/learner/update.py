@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -23,9 +24,33 @@ class Update:
     learning_rate: float = 0.0
     passes: int = 1
 
+    @property
+    def terms(self) -> int:
+        """How many terms of the objective were in it."""
+        return len(self.coefficients.terms)
+
     def means(self) -> Mapping[str, float]:
         """The mean of every signal, for controllers that turn a knob at every update."""
         return SignalMeans(self.signals)
+
+
+class LazyUpdate(Update):
+    """An update whose parts are put together when somebody asks for them: of many of a step only a few are looked at."""
+
+    def __init__(self, terms: int, whole: Callable[[], Update]) -> None:
+        vars(self).update(_terms=terms, _whole=whole)
+
+    @property
+    def terms(self) -> int:
+        return int(vars(self)["_terms"])
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in PARTS and name not in vars(self):
+            vars(self).update(vars(vars(self)["_whole"]()))
+        return super().__getattribute__(name)
+
+
+PARTS = frozenset(f.name for f in fields(Update))
 
 
 @dataclass(frozen=True)

@@ -375,8 +375,7 @@ class Run:
 
 def _fuller(first: Update | None, update: Update) -> Update:
     """The update that the ledger reads: the first of a step in which most terms have their turn."""
-    terms = 0 if first is None else len(first.coefficients.terms)
-    return first if first is not None and terms >= len(update.coefficients.terms) else update
+    return first if first is not None and first.terms >= update.terms else update
 
 
 @contextmanager
