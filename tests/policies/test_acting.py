@@ -70,7 +70,7 @@ def test_actions_and_log_probs_are_the_policys(
     expected, logp = (torch.stack(x).numpy() for x in zip(*wanted, strict=True))
     assert actions.dtype == expected.dtype
     np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(acting.logp(observation, noise, actions).numpy(), logp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(acting.logp(noise, actions).numpy(), logp, rtol=1e-5, atol=1e-5)
 
 
 def test_one_of_two_by_hand() -> None:
@@ -85,7 +85,7 @@ def test_one_of_two_by_hand() -> None:
     assert prepared is not None
     action = acting.choose(x, prepared[0])
     assert action.tolist() == [0, 0, 1, 1]
-    assert acting.logp(x[None], noise, action[None]).exp().tolist()[0] == pytest.approx([0.25, 0.25, 0.75, 0.75])
+    assert acting.logp(noise, action[None]).exp().tolist()[0] == pytest.approx([0.25, 0.25, 0.75, 0.75])
 
 
 def test_weights_are_those_of_when_it_began() -> None:

@@ -1,7 +1,7 @@
 """Acting without autograd: a policy's own function in numpy, for the few observations that environments give at a time.
 
 At 8 observations and 64x64 a layer in torch costs its call (10 us), not its arithmetic (1 us). Log-probs are not needed to
-act: those of a whole rollout are computed by the policy itself, in one call, after it.
+act: those of a whole rollout are computed after it, in one call, from what the network gave then.
 Legend: T steps of a rollout, n environments, d observation, k noise, A action components.
 """
 
@@ -37,6 +37,7 @@ class Acting:
         self._layers: list[tuple[Array, Array]] = []
         self._activate = _ACTIVATIONS[str(policy.config["activation"])]
         self._spaces: list[Array] = []
+        self._given, self._time = np.zeros((0, 0, 0), np.float32), 0
         self._scale: tuple[Array, Array, float] | None = None
         self._trusted: bool | None = None
 
@@ -62,6 +63,7 @@ class Acting:
         """
         self._read(len(observation))
         given = self._chooser.given(noise)
+        self._given, self._time = np.empty((*noise.shape[:2], self.policy.network.head.out_features), np.float32), 0
         if self._trusted is None:
             self._trusted = self._agrees(observation, noise[0], given[0])
             if not self._trusted:
@@ -71,17 +73,20 @@ class Acting:
         return given if self._trusted else None
 
     def choose(self, observation: Array, given: Array) -> Array:
-        """Actions [n, ...] in a new array."""
-        return self._chooser(self._raw(observation), given)
+        """Actions [n, ...] in a new array. What the network gave is kept for `logp`."""
+        raw = self._raw(observation, self._given[self._time])
+        self._time += 1
+        return self._chooser(raw, given)
 
     @torch.no_grad()
-    def logp(self, observation: Array, noise: Array, action: Array) -> Tensor:
-        """Log-probs [T, n] (NaN where none is known) of what was chosen in `observation` [T, n, d], by the policy itself."""
+    def logp(self, noise: Array, action: Array) -> Tensor:
+        """Log-probs [T, n] (NaN where none is known) of all that was chosen since `begin`, with the `noise` of then."""
         law, of = self.policy.distribution, action if self.policy.distribution.discrete else noise
-        raw, flat = (torch.from_numpy(x).flatten(0, 1) for x in (observation, of))
-        raw = self.policy.raw(raw)
+        raw, flat = (torch.from_numpy(x).flatten(0, 1) for x in (self._given, of))
+        if self.policy.log_std is not None:
+            raw = torch.cat([raw, self.policy.log_std.expand(len(raw), -1)], -1)
         logp = law.logp(raw, flat) if law.discrete else law.sample_with_logp(raw, flat)[1]
-        return logp.unflatten(0, observation.shape[:2])
+        return logp.unflatten(0, noise.shape[:2])
 
     def _read(self, n: int) -> None:
         """Copies of the weights as [in, out] and of the biases as [n, out]: small products and sums are fastest so."""
@@ -89,34 +94,35 @@ class Acting:
         linear = [layer for layer in (*network.trunk, network.head) if isinstance(layer, nn.Linear)]
         self._layers = [(np.ascontiguousarray(_numpy(m.weight).T), np.tile(_numpy(m.bias), (n, 1))) for m in linear]
         if not self._spaces or len(self._spaces[0]) != n:
-            self._spaces = [np.empty((n, m.out_features), np.float32) for m in linear]
+            self._spaces = [np.empty((n, m.out_features), np.float32) for m in linear[:-1]]
         self._chooser.read()
         self._scale = None
         if normaliser is not None and int(normaliser.count):
             mean, var = _numpy(normaliser.mean), _numpy(normaliser.var)
             self._scale = mean, 1 / np.sqrt(var + np.float32(1e-8)), normaliser.clip
 
-    def _raw(self, x: Array) -> Array:
-        """What the network gives, in an array that the next call overwrites."""
+    def _raw(self, x: Array, raw: Array) -> Array:
+        """What the network gives, written to `raw` [n, outputs]."""
         if self._scale is not None:
             mean, scale, clip = self._scale
             x = x - mean
             np.multiply(x, scale, x)
             _clip(x, -clip, clip)
-        last = len(self._layers) - 1
-        for i, ((weight, bias), out) in enumerate(zip(self._layers, self._spaces, strict=True)):
+        for (weight, bias), out in zip(self._layers, self._spaces, strict=False):
             np.add(np.dot(x, weight, out), bias, out)
-            x = out if i == last else self._activate(out)
-        return x
+            x = self._activate(out)
+        weight, bias = self._layers[-1]
+        return np.add(np.dot(x, weight, raw), bias, raw)
 
     def _agrees(self, observation: Array, noise: Array, given: Array) -> bool:
         """Actions as the policy's; one of several choices may differ: where two are equally near, rounding decides."""
         wanted = self.policy.act(torch.from_numpy(observation), torch.from_numpy(noise))[0].numpy()
-        found = self.choose(observation, given)
+        raw = self._raw(observation, np.empty_like(self._given[0]))
+        found = self._chooser(raw, given)
         if found.dtype != wanted.dtype or found.shape != wanted.shape:
             return False
         if self.policy.distribution.discrete:
-            raw, full = self._raw(observation), _numpy(self.policy.raw(torch.from_numpy(observation)))
+            full = _numpy(self.policy.raw(torch.from_numpy(observation)))
             return np.allclose(raw, full, TOLERANCE, TOLERANCE) and int((found != wanted).sum()) <= 1
         return np.allclose(found, wanted, TOLERANCE, TOLERANCE)
 

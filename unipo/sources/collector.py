@@ -116,7 +116,7 @@ class Collector:
             for name, value in row.items():
                 columns[name][t] = value
         columns["reward"] = columns["reward"].astype(np.float32)
-        columns["behavior_logp"] = chooser.logp(columns["observation"], noise, columns["action"]).numpy()
+        columns["behavior_logp"] = chooser.logp(noise, columns["action"]).numpy()
         return columns
 
     def _step(self, before: Array, action: Array) -> dict[str, Array]:
@@ -214,7 +214,7 @@ class Apart:
         chosen: Array = action.numpy()
         return chosen
 
-    def logp(self, observation: Array, noise: Array, action: Array) -> Tensor:
+    def logp(self, noise: Array, action: Array) -> Tensor:
         return torch.stack(self._logps)
 
 
