@@ -22,7 +22,7 @@ from benchmarks.text.shapes import SHAPES, SIZES, Batch, folder, reward_of, scri
 from benchmarks.text.timing import Stopwatch, versions
 
 FAST = {
-    "use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False, "optim": "adamw_torch",
+    "use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused",
     "learning_rate": 1e-6, "lr_scheduler_type": "constant", "weight_decay": 0.0, "adam_beta2": 0.95,
     "max_grad_norm": 1.0, "report_to": "none", "logging_strategy": "no", "save_strategy": "no", "disable_tqdm": True,
     "dataloader_num_workers": 0, "model_init_kwargs": {"attn_implementation": "sdpa", "dtype": "float32"},
