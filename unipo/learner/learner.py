@@ -38,8 +38,8 @@ class LearnerSettings:
 
     `token_budget`: padded tokens per micro-batch (prompt included); any value gives the same gradient.
     `schedule`: of the learning rate after `warmup` updates, over `total_updates`: constant, linear or cosine to 0.
-    `clip_norm`: largest gradient norm (inf: no clipping). `value_learning_rate`: of value heads and critics. `fused`: one
-    kernel for the whole optimiser step (other rounding, many times faster for small networks). `autocast`: off or bfloat16.
+    `clip_norm`: largest gradient norm (inf: no clipping). `value_learning_rate`: of value heads and critics.
+    `autocast`: mixed precision, off or bfloat16. The optimiser's step is one fused kernel.
     `compiled`: updates of single steps are one graph (`unipo.learner.compiled`).
     """
 
@@ -48,7 +48,6 @@ class LearnerSettings:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    fused: bool = False
     clip_norm: float = 1.0
     warmup: int = 0
     schedule: str = "constant"
@@ -90,9 +89,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         s = self.settings
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=s.learning_rate, betas=s.betas, eps=s.eps, fused=s.fused or None
-        )
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=s.learning_rate, betas=s.betas, eps=s.eps, fused=True)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.compiled = CompiledUpdates(self) if s.compiled else None
 

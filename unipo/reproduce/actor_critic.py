@@ -217,7 +217,7 @@ def pmoe_trial(arm: Experts, rate: float, seed: int, steps: int) -> Mapping[str,
     objective: Objective = Sum(weighted=tuple((c, t) for c, t in recipe.objective.terms() if t.title != "critic"))
     policy, critic = bandit_policy(arm, seed), TwoPeaks()
     players: dict[str, Player] = {"policy": policy, "pathwise": Pathwise(policy, critic)}
-    learner = Learner(players, LearnerSettings(learning_rate=rate, betas=(0.9, 0.999), clip_norm=1e9, fused=True))
+    learner = Learner(players, LearnerSettings(learning_rate=rate, betas=(0.9, 0.999), clip_norm=1e9))
     generator, states = torch.Generator().manual_seed(seed), torch.eye(BANDITS).repeat(8, 1)
     wide = policy.distribution.noise
     for _ in range(steps):

@@ -67,7 +67,7 @@ class Adapted:
             return
         data, settings = self._data(), self.spec
         learner = Learner({"policy": self.policy}, LearnerSettings(
-            learning_rate=settings.learning_rate, betas=(0.9, 0.999), eps=settings.eps, clip_norm=float("inf"), fused=True,
+            learning_rate=settings.learning_rate, betas=(0.9, 0.999), eps=settings.eps, clip_norm=float("inf"),
             token_budget=BUDGET))  # fmt: skip
         for epoch in range(settings.epochs):
             order = keyed_generator(self.seed, "behaviour", self.version, self.steps, epoch).permutation(len(data))

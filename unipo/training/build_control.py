@@ -347,7 +347,7 @@ def learner_settings(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -
     planned = int(config.steps * per_step)
     return LearnerSettings(
         learning_rate=config.learning_rate, value_learning_rate=config.value_learning_rate or config.learning_rate,
-        weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=config.adam_eps, fused=True, clip_norm=config.clip_norm,
+        weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=config.adam_eps, clip_norm=config.clip_norm,
         warmup=config.warmup, schedule=config.schedule, total_updates=planned,
         token_budget=config.token_budget, autocast=config.autocast, compiled=config.compiles(planned),
     )  # fmt: skip

@@ -66,7 +66,7 @@ class EnvironmentData:
     best: Best | None = None
     memory: Remembering | None = None
     _acting: Acting | None = field(default=None, repr=False)
-    _begun: dict[str, Any] | None = field(default=None, repr=False)
+    _begun: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
 
     # ---- batches -----------------------------------------------------------------------------------------------------
     def remember(self, recorded: Episodes) -> None:
@@ -229,12 +229,13 @@ class EnvironmentData:
         if self.collector is None:
             return {}
         best = {} if self.best is None else {"best": self.best.score}
-        return {**(self._begun or self._standing(self.collector)), **best}
+        return {**(self._begun or self._standing(self.collector))(), **best}
 
-    def _standing(self, collector: Collector) -> dict[str, Any]:
+    def _standing(self, collector: Collector) -> Callable[[], dict[str, Any]]:
         """Where the environments stand, and what is remembered of them."""
         memory = {} if self.memory is None else {"memory": self.memory.state_dict()}
-        return {"collector": collector.state_dict(), **memory}
+        collected = collector.standing()
+        return lambda: {"collector": collected(), **memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.collector is not None:
