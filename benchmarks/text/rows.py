@@ -15,7 +15,6 @@ SMALL = ("--model", "m3")
 """QUICK=1 scores the same tokens with a model of 1.4M instead of 26M parameters."""
 KNOWN = {NEWEST: (8,), OLDER: (4, 16)}
 """Rows per forward pass that won sweeps on two cores; QUICK=1 runs only these."""
-QUICK_STEPS = {NEWEST: "1", OLDER: "2"}
 
 
 def trl(version: str, module: str, label: str, *arguments: str, quick: tuple[str, ...] | None) -> Side:
@@ -32,7 +31,7 @@ def ours(name: str, module: str, *arguments: str, quick: tuple[str, ...] | None)
 def scripted_row(name: str, shape: str, title: str, goal: float) -> Row:
     peers = [
         trl(version, "trl_update", f"batch {rows}", shape, "--batch", str(rows),
-            quick=(*SMALL, "--steps", QUICK_STEPS[version]) if rows in KNOWN[version] else None)
+            quick=SMALL if rows in KNOWN[version] else None)
         for version in HOMES for rows in BATCHES
     ]  # fmt: skip
     peers += [
