@@ -189,6 +189,16 @@ def test_resume_is_exact(name: str) -> None:
     assert first.state_dict() == resumed.state_dict()
 
 
+def test_where_it_stood_can_be_written_out_later() -> None:
+    """Also after the episodes went on, and after the room for their actions was made anew."""
+    for name in ("CartPole-v1", "Pendulum-v1"):
+        collector = collector_of(name)
+        collector.collect(37, noisy_act(collector), 0)
+        then, later = collector.state_dict(), collector.standing()
+        collector.collect(300, noisy_act(collector), 1)
+        assert later() == then != collector.state_dict()
+
+
 def test_processes_do_the_same_as_one_process() -> None:
     together, apart = cartpole(), cartpole(asynchronous=True)
     assert same(together.collect(50, noisy_act(together), 0), apart.collect(50, noisy_act(apart), 0))

@@ -176,8 +176,12 @@ class Collector:
 
     # ---- resuming --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "environments": self.environments.state_dict(),
+        return self.standing()()
+
+    def standing(self) -> Callable[[], dict[str, Any]]:
+        """`state_dict` of now, to be written out later if at all."""
+        environments = self.environments.standing()
+        state = {
             "steps": self.steps,
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
@@ -185,6 +189,7 @@ class Collector:
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
             "recorder": None if self.recorder is None else self.recorder.state_dict(),
         }
+        return lambda: {"environments": environments(), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""

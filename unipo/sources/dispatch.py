@@ -96,6 +96,11 @@ class Simulators:
         """Shifts and the actions since they began: for JSON."""
         return {"shift": self._shift.tolist(), "actions": [[a.tolist() for a in history] for history in self._actions]}
 
+    def standing(self) -> Callable[[], dict[str, Any]]:
+        """`state_dict` of now, for later."""
+        state = self.state_dict()
+        return lambda: state
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Begin the running shifts again and do the same actions."""
         if len(state["shift"]) != len(self.simulators):

@@ -146,10 +146,16 @@ class Environments:
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to come back here: for JSON."""
-        return {
-            "episode_number": self.episode_number.tolist(),
-            "actions": [self._actions.of(i).tolist() for i in range(self.num)],
-            "observation": self.observation.tolist(),
+        return self.standing()()
+
+    def standing(self) -> Callable[[], dict[str, Any]]:
+        """`state_dict` of now, to be written out later if at all: lists of all actions cost more than a step."""
+        numbers, observation = self.episode_number, self.observation
+        actions = [self._actions.of(i) for i in range(self.num)]
+        return lambda: {
+            "episode_number": numbers.tolist(),
+            "actions": [history.tolist() for history in actions],
+            "observation": observation.tolist(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ class Histories:
         return self._time - int(self._begun[env])
 
     def of(self, env: int) -> Array:
-        """[steps, *shape]: the actions of the running episode."""
+        """[steps, *shape]: the actions of the running episode; what is appended later does not change them."""
         return self._rows[self._begun[env] : self._time, env]
 
     def load(self, actions: Sequence[Sequence[Any]]) -> None:
@@ -52,11 +52,10 @@ class Histories:
             self._rows[self._begun[env] : self._time, env] = np.asarray(each, dtype=dtype).reshape(len(each), *shape)
 
     def _make_room(self) -> None:
-        """Forget what no running episode needs; twice the room where that is more than half."""
+        """Forget what no running episode needs; twice the room where that is more than half. Given-out actions stay."""
         oldest = int(self._begun.min())
-        kept = self._rows[oldest:]
-        if 2 * len(kept) > len(self._rows):
-            self._rows = np.empty((2 * len(self._rows), *self._rows.shape[1:]), self._rows.dtype)
-        self._rows[: len(kept)] = kept.copy()
+        kept, room = self._rows[oldest:], len(self._rows)
+        self._rows = np.empty((2 * room if 2 * len(kept) > room else room, *kept.shape[1:]), kept.dtype)
+        self._rows[: len(kept)] = kept
         self._time -= oldest
         self._begun -= oldest
