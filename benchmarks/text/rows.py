@@ -35,8 +35,8 @@ def scripted_row(name: str, shape: str, title: str, goal: float) -> Row:
         for version in HOMES for rows in BATCHES
     ]  # fmt: skip
     peers += [
-        trl(version, "trl_update", "batch 8, compiled", shape, "--batch", "8", "--compile", quick=None)
-        for version in HOMES
+        trl(version, "trl_update", f"batch {rows}, compiled", shape, "--batch", str(rows), "--compile", quick=None)
+        for version, rows in ((NEWEST, 8), (OLDER, 8), (OLDER, 16))
     ]
     with_entropy = ours("unipo", "ours_update", shape, quick=(*SMALL, "--steps", "2"))
     without = ours("without entropy", "ours_update", shape, "--signals", "", quick=None)
