@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from benchmarks.harness import (
     same_update,
     turn_ratios,
 )
+from benchmarks.peers import DIRECT, LOCK, ROOT, install
 from benchmarks.report import table, time_text
 
 OURS, FAST, SLOW = (Side(name=name, command=()) for name in ("ours", "fast peer", "slow peer"))
@@ -202,3 +204,29 @@ def test_times_are_read_at_a_glance() -> None:
     assert [time_text(x, "/step") for x in (12.34, 0.01234, 5e-6, 2e-9)] == [
         "12.3 s/step", "12.3 ms/step", "5 us/step", "2 ns/step",
     ]  # fmt: skip
+
+
+def test_a_peer_that_cannot_be_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock as a whole fails, then each peer is tried by itself; what is there is not installed again."""
+    asked: list[str] = []
+
+    def pip(python: Path, *arguments: str) -> str:
+        asked.append(arguments[-1])
+        return "no wheel" if arguments[0] == "-r" or arguments[-1].startswith("sbx") else ""
+
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").touch()
+    (tmp_path / "trl-1.10.0").mkdir()
+    monkeypatch.setattr("benchmarks.peers._pip", pip)
+    assert install(tmp_path) == {"sbx-rl": "no wheel"}
+    assert asked[0].endswith("requirements-peers.txt")
+    assert "trl==1.16.0" in asked
+    assert asked[-1] == "d3rlpy==2.8.1"
+
+
+def test_the_extra_names_the_versions_that_are_locked() -> None:
+    """pyproject.toml, peers.py and the lock agree."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
+    locked = {line.lower().replace("_", "-") for line in LOCK.read_text().splitlines()}
+    assert set(extra) <= locked
+    assert {name for name in DIRECT if not any(line.startswith(f"{name}==") for line in locked)} == set()
