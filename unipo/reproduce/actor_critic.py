@@ -80,8 +80,7 @@ def learned(recipe: Recipe, seed: int, scale: float, setting: Setting, steps: in
     settings = ControlConfig(hidden=(32, 32), activation="relu", orthogonal=False)
     players = make_players(settings, recipe, spec, 1, LINE)
     learner = Learner(trained_players(recipe, spec, players), LearnerSettings(
-        learning_rate=setting.rate, value_learning_rate=setting.rate, betas=(0.9, 0.999), clip_norm=float("inf"),
-        fused=True))  # fmt: skip
+        learning_rate=setting.rate, value_learning_rate=setting.rate, betas=(0.9, 0.999), clip_norm=float("inf")))  # fmt: skip
     who, states = annotators(spec, players), {c.knob: c.start() for c in recipe.controllers}
     slow = [(players.slow_critic, players.critic), (players.slow_policy, players.policy)]
     for step in range(steps):
