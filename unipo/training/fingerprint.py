@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ ROOT = Path(unipo.__file__).parent
 
 
 def fingerprint(config: BaseConfig) -> str:
-    """Of everything that could change a number: the library's code, torch's version, its threads, the configuration."""
+    """Of everything that could change a number: the library's code, torch's version, its threads, the configuration, and
+    whether there is a compiler (native forms round otherwise)."""
     code = hashlib.sha256()
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in sorted([*ROOT.rglob("*.py"), *ROOT.rglob("*.c")]):
         if path.relative_to(ROOT).parts[0] not in ("report", "cli.py", "reproduce"):
             code.update(path.read_bytes())
     free = ("out", "keep_checkpoints", "tensorboard", "wandb")
     settings = {k: v for k, v in vars_of(config).items() if k not in free}
-    text = json.dumps(settings, sort_keys=True, default=str) + f"{torch.__version__} {torch.get_num_threads()}"
+    compilers = [bool(shutil.which(name)) for name in ("cc", "gcc", "clang", "c++", "g++", "clang++")]
+    text = json.dumps(settings, sort_keys=True, default=str) + f"{torch.__version__} {torch.get_num_threads()} {compilers}"
     return hashlib.sha256((code.hexdigest() + text).encode()).hexdigest()[:16]
 
 
