@@ -13,7 +13,7 @@ from tests.policies.models import saved
 from tests.policies.test_token import by_full_logits
 from unipo.episodes import Column, Episodes
 from unipo.policies import TokenPolicy, load_policy
-from unipo.policies.attention import _InParts, in_sequences
+from unipo.policies.attention import _behind, _InParts, _own, in_sequences
 from unipo.policies.layout import Block, Layout, Tail, layout, sequences
 from unipo.policies.memory import keep_freed_memory
 
@@ -81,6 +81,19 @@ def test_attention_in_parts_equals_whole_sequences() -> None:
     torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-10)
     weight = torch.randn_like(fast)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), states) for x in (fast, slow)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+def test_equal_groups_are_taken_together() -> None:
+    """Counts, not seconds: four groups of equal lengths are one block of prompts, one of runs and one pair of blocks."""
+    made = row_of(Episodes.build([[5, 6, 7]] * 8, [[*PROMPT[:-1], 40 + i // 2] for i in range(8)]))
+    assert _own(made) == [Block(0, 4, 8), Block(32, 8, 2)]
+    assert _behind(made) == [(Block(32, 4, 4), Block(0, 4, 8))]
+    torch.manual_seed(2)
+    states = [random_states(h, len(made.tokens)) for h in (4, 2, 2)]
+    fast, slow = _InParts.apply(*states, made, 0.7), in_sequences(*states, made, 0.7)
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-10)
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), states) for x in (fast, slow)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
 
 

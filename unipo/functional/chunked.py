@@ -13,8 +13,9 @@ coefficients c = dL/dl[y] will be:
     dL/dh = - k c (S W)        dL/dW = - S^T (k c h)        entropy = logsumexp(z) - k (S W + W[y]) . h
 
 so forward computes S W, reads the entropy from it, and keeps S of as many rows as `KEPT_BYTES` hold: for them backward is
-one product; the others compute their logits again. Measured for 6144 rows of width 384 and 32768 words on one core, CPU
-seconds forward + backward with entropy: KEPT_NUMBERS.
+one product; the others compute their logits again. Measured for 2048 rows of width 384 and 32768 words on one core, log-prob
+with gradient and entropy without, CPU seconds: all rows kept 0.95, none kept 1.20, any quantity (`_Chunked`) 1.44; the four
+products alone would take 1.03, three of them 0.77.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ class Entropy:
     """H = - sum_V e^l l, in nats; an excluded token (l = -inf) adds 0."""
 
     def value(self, logp: Tensor, part: slice) -> Tensor:
-        return -(torch.exp(logp).mul_(_finite(logp))).sum(-1)
+        total = torch.exp(logp).mul_(logp).sum(-1)
+        if bool(total.isnan().any()):
+            total = torch.exp(logp).mul_(_finite(logp)).sum(-1)
+        return -total
 
     def slope(self, logp: Tensor, part: slice) -> Tensor:
         return torch.exp(logp).mul_(_finite(logp).add_(1.0)).neg_()
@@ -169,7 +173,7 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(hidden, *parameters)
         values = wide(hidden.new_empty(0)).new_empty(len(quantities), len(hidden))
         for part in chunks(len(hidden), size):
-            logp = torch.log_softmax(head(hidden[part]), -1)
+            logp = _log_softmax(head, hidden[part])
             for row, quantity in zip(values, quantities, strict=True):
                 row[part] = quantity.value(logp, part)
         return values
@@ -179,6 +183,12 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, *parameters = ctx.saved_tensors
         return None, None, None, *_pulled_again(ctx, grad, hidden, parameters)
+
+
+def _log_softmax(head: Head, hidden: Tensor) -> Tensor:
+    """Log-probs [r, V], in the memory of the logits where they are not the hidden states themselves."""
+    z = head(hidden)
+    return torch.log_softmax(z, -1) if head.linear is None else torch.log_softmax(z, -1, out=z)
 
 
 def _pulled_again(ctx: Any, grad: Tensor, hidden: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

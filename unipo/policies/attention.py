@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -141,18 +142,18 @@ class _InParts(torch.autograd.Function):
         k, v = _repeated(key, many), _repeated(value, many)
         out = query.new_empty(query.shape[1], heads, value.shape[-1])
         norm = torch.empty(out.shape[:2], dtype=wide(out[:0]).dtype)
-        for block in layout.blocks:
+        own, behind = _own(layout), _behind(layout)
+        for block in own:
             o, z = _flash(*(_runs(x, block) for x in (query, k, v)), 0.0, True, scale=scale)
             _rows(out, block).copy_(o.transpose(1, 2))
             _rows(norm, block).copy_(z.transpose(1, 2))
-        for tail in layout.tails:
-            mine, prompt = slice(tail.start, tail.stop), slice(tail.first, tail.last)
-            o, z = _flash(query[None, :, mine], k[None, :, prompt], v[None, :, prompt], 0.0, False, scale=scale)
-            z, own = z[0].t(), norm[mine]
-            out[mine].lerp_(o[0].transpose(0, 1), torch.sigmoid(z - own).to(out.dtype)[..., None])
-            torch.logaddexp(z, own, out=norm[mine])
+        for mine, prompt in behind:
+            o, z = _flash(_runs(query, mine), _runs(k, prompt), _runs(v, prompt), 0.0, False, scale=scale)
+            z, before = z.transpose(1, 2), _rows(norm, mine)
+            _rows(out, mine).lerp_(o.transpose(1, 2), torch.sigmoid(z - before).to(out.dtype)[..., None])
+            before.copy_(torch.logaddexp(z, before))
         ctx.save_for_backward(query, k, v, out, norm)
-        ctx.layout, ctx.scale, ctx.many = layout, scale, many
+        ctx.own, ctx.behind, ctx.scale, ctx.many = own, behind, scale, many
         return out
 
     @staticmethod
@@ -160,22 +161,42 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         query, k, v, out, norm = ctx.saved_tensors
         made = [torch.empty_like(out) for _ in range(3)]
-        heads_first = [x.transpose(0, 1) for x in (grad, out, norm)]
-        for block in ctx.layout.blocks:
-            g, o, z = (_runs(x, block) for x in heads_first)
-            found = _flash_backward(g, *(_runs(x, block) for x in (query, k, v)), o, z, 0.0, True, scale=ctx.scale)
-            for into, x in zip(made, found, strict=True):
+        grad, out, norm = (x.transpose(0, 1) for x in (grad, out, norm))
+
+        def pulled(mine: Block, seen: Block, causal: bool) -> tuple[Tensor, ...]:
+            g, q, o, z = (_runs(x, mine) for x in (grad, query, out, norm))
+            return _flash_backward(g, q, _runs(k, seen), _runs(v, seen), o, z, 0.0, causal, scale=ctx.scale)
+
+        for block in ctx.own:
+            for into, x in zip(made, pulled(block, block, True), strict=True):
                 _rows(into, block).copy_(x.transpose(1, 2))
-        for tail in ctx.layout.tails:
-            mine, prompt = slice(tail.start, tail.stop), slice(tail.first, tail.last)
-            g, o, z = (x[None, :, mine] for x in heads_first)
-            found = _flash_backward(g, query[None, :, mine], k[None, :, prompt], v[None, :, prompt], o, z, 0.0, False,
-                                    scale=ctx.scale)  # fmt: skip
-            for into, x, part in zip(made, found, (mine, prompt, prompt), strict=True):
-                into[part].add_(x[0].transpose(0, 1))
+        for mine, prompt in ctx.behind:
+            for into, x, part in zip(made, pulled(mine, prompt, False), (mine, prompt, prompt), strict=True):
+                _rows(into, part).add_(x.transpose(1, 2))
         dq, *rest = (x.transpose(0, 1) for x in made)
         dk, dv = (x.unflatten(0, (-1, ctx.many)).sum(1) if ctx.many > 1 else x for x in rest)
         return dq, dk, dv, None, None
+
+
+def _own(layout: Layout) -> list[Block]:
+    """Every run, those of one length taken together where they lie side by side."""
+    same = (list(group) for _, group in groupby(layout.blocks, key=lambda block: block.length))
+    return [Block(group[0].start, sum(block.count for block in group), group[0].length) for group in same]
+
+
+def _behind(layout: Layout) -> list[tuple[Block, Block]]:
+    """(tails, their prompts), those of one size taken together where both lie side by side."""
+    found: list[tuple[Block, Block]] = []
+    for tail in layout.tails:
+        mine, prompt = Block(tail.start, 1, tail.stop - tail.start), Block(tail.first, 1, tail.last - tail.first)
+        if found and all(
+            a.length == b.length and a.stop == b.start for a, b in zip(found[-1], (mine, prompt), strict=True)
+        ):
+            before, above = found.pop()
+            mine = Block(before.start, before.count + 1, mine.length)
+            prompt = Block(above.start, above.count + 1, prompt.length)
+        found.append((mine, prompt))
+    return found
 
 
 def _repeated(x: Tensor, many: int) -> Tensor:
