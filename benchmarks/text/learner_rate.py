@@ -2,18 +2,17 @@
 
     python -m benchmarks.text.learner_rate --precision bfloat16
 
-Counted are the multiply-adds of the equations, forward once and backward twice, for tokens that have to be computed: not what
-padding, recomputation, softmax, norms or the optimiser cost. The prompt that the sequences share is counted once.
+What is counted: `work.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
+from benchmarks.text import work
 from benchmarks.text.ours_update import BUDGET, DAPO, episodes_of, prepared
-from benchmarks.text.shapes import Batch, Shape, folder, scripted
+from benchmarks.text.shapes import Shape, folder, scripted
 from benchmarks.text.timing import Stopwatch, versions
 from unipo.learner import Learner, LearnerSettings
 from unipo.methods.catalog import build
@@ -22,18 +21,6 @@ from unipo.policies import load_policy
 SHAPE = Shape(prompt=16, longest=192, shortest=192, groups=1, group=8)
 PRECISIONS = {"float32": ("float32", "off"), "autocast": ("float32", "bfloat16"), "bfloat16": ("bfloat16", "off")}
 """Of the weights, and of autocast."""
-
-
-def flop(config: Any, batch: Batch) -> float:
-    """Of forward and backward: 6 per weight of a matrix and token (the head: per scored token), 6 d per pair of positions
-    and layer for each of the two products of attention, half of the pairs because it is causal."""
-    width, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    layer = config.hidden_size * (2 * width + 2 * kv) + 3 * config.hidden_size * config.intermediate_size
-    prompt, lengths = len(batch.prompts[0]), [len(c) for c in batch.completions]
-    tokens = prompt + sum(n - 1 for n in lengths)
-    pairs = prompt**2 / 2 + sum((n - 1) * (prompt + (n - 1) / 2) for n in lengths)
-    body = config.num_hidden_layers * (6 * layer * tokens + 12 * width * pairs)
-    return body + 6 * config.hidden_size * config.vocab_size * sum(lengths)
 
 
 def main() -> None:
@@ -56,7 +43,7 @@ def main() -> None:
     for batch, columns in zip(batches, known, strict=True):
         learner.update(episodes_of(batch, False, **columns), recipe.objective)
         watch.mark()
-    watch.say("update", work=flop(policy.model.config, batches[0]), versions=versions("unipo", "torch"))
+    watch.say("update", work=work.update(policy.model.config, batches[0]), versions=versions("unipo", "torch"))
 
 
 if __name__ == "__main__":

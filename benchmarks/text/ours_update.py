@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.text import work
 from benchmarks.text.shapes import SHAPES, SIZES, Batch, folder, scripted
 from benchmarks.text.timing import Stopwatch, versions
 from unipo.episodes import Episodes
@@ -79,7 +80,8 @@ def main() -> None:
         watch.mark()
         seen = seen or {"loss": loss_of(done, pairs), "grad_norm": done.grad_norm}
         computed += done.tokens_computed
-    watch.say("step", gate=seen, versions=versions("unipo", "transformers", "torch"),
+    needed = sum(work.update(policy.model.config, batch) for batch in batches[given.warm :]) / given.steps
+    watch.say("step", gate=seen, work=needed, versions=versions("unipo", "transformers", "torch"),
               notes=f"{computed / len(batches):.0f} tokens computed per step")  # fmt: skip
 
 

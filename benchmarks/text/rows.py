@@ -27,6 +27,10 @@ def ours(name: str, module: str, *arguments: str, quick: tuple[str, ...] | None)
     return Side(name=name, command=("-m", f"benchmarks.text.{module}", *arguments), quick=quick, preload=OURS)
 
 
+def matmul(dtype: str = "float32") -> Side:
+    return Side(name="matmul", command=("-m", "benchmarks.text.matmul", "--dtype", dtype), preload=("torch",))
+
+
 # ---- a step on given tokens ------------------------------------------------------------------------------------------
 def scripted_row(name: str, shape: str, title: str, goal: float) -> Row:
     peers = [
@@ -40,9 +44,8 @@ def scripted_row(name: str, shape: str, title: str, goal: float) -> Row:
     ]
     with_entropy = ours("unipo", "ours_update", shape, quick=(*SMALL, "--steps", "2"))
     without = ours("without entropy", "ours_update", shape, "--signals", "", quick=None)
-    return Row(
-        name=name, title=title, goal=goal, ours=with_entropy, also=(without,), peers=tuple(peers), gate=same_update()
-    )
+    return Row(name=name, title=title, goal=goal, ours=with_entropy, also=(without,), peers=tuple(peers), gate=same_update(),
+               limit=matmul())  # fmt: skip
 
 
 SCRIPTED = (
@@ -62,7 +65,7 @@ def run_row(size: str, title: str, goal: float, best: int, steps: str) -> Row:
         for version in HOMES for rows in (4, 8, 16, 32)
     ]  # fmt: skip
     mine = ours("unipo", "ours_run", size, quick=quick)
-    return Row(name=f"grpo-{size}", title=title, goal=goal, ours=mine, peers=tuple(peers))
+    return Row(name=f"grpo-{size}", title=title, goal=goal, ours=mine, peers=tuple(peers), limit=matmul())
 
 
 RUNS = (
@@ -74,10 +77,9 @@ RUNS = (
 
 # ---- beside the limit ------------------------------------------------------------------------------------------------
 def rate_row(dtype: str) -> Row:
-    limit = Side(name="matmul", command=("-m", "benchmarks.text.matmul", "--dtype", dtype), preload=("torch",))
     mine = ours("unipo", "learner_rate", "--precision", dtype, quick=("--steps", "2", "--sequences", "4"))
     title = f"an update of 59M parameters in {dtype}, as a share of the matmul rate"
-    return Row(name=f"learner-60m-{dtype}", title=title, goal=0.6, ours=mine, limit=limit)
+    return Row(name=f"learner-60m-{dtype}", title=title, goal=0.6, ours=mine, limit=matmul(dtype))
 
 
 ROWS: tuple[Row, ...] = (*SCRIPTED, *RUNS, rate_row("float32"), rate_row("bfloat16"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.text.learner_rate import flop
+from benchmarks.text import work
 from benchmarks.text.reward import even_share
 from benchmarks.text.rows import ROWS
 from benchmarks.text.shapes import SHAPES, SIZES, Batch, reward_of, scripted, text_of, tokenizer_of, write_model
@@ -50,7 +50,10 @@ def test_the_operations_of_an_update_by_hand() -> None:
     )  # fmt: skip
     batch = Batch([[1, 2, 3]], [[4, 5]], [0.0])
     pairs = 3 * 3 / 2 + 1 * (3 + 0.5)
-    assert flop(config, batch) == 6 * 34 * 4 + 12 * 2 * pairs + 6 * 2 * 7 * 2
+    assert work.update(config, batch) == 6 * 34 * 4 + 12 * 2 * pairs + 6 * 2 * 7 * 2
+    shared, apart = Batch([[1, 2, 3]], [[4, 5], [6, 5]], []), Batch([[1, 2, 3]] * 2, [[4, 5], [6, 5]], [])
+    assert work.update(config, apart) == 2 * work.update(config, batch)
+    assert work.update(config, apart) - work.update(config, shared) == 6 * 34 * 3 + 12 * 2 * 4.5
 
 
 def test_every_row_has_sides_that_exist_and_peers_under_quick() -> None:
