@@ -257,16 +257,18 @@ def factors(learner: Learner) -> Tensor:
 
     Made here: in the graph they would be computed again for every few weights.
     """
-    s, optimizer = learner.settings, learner.optimizer
-    now, rows, known = s.rate(learner.updates), [], {}
+    s, optimizer, rows = learner.settings, learner.optimizer, []
+    now = s.rate(learner.updates)
+    parameters = learner.parameters()
+    steps = iter(torch.stack([optimizer.state[p]["step"] for p in parameters]).tolist())
+    known: dict[float, tuple[float, float]] = {}
     for group, base in zip(optimizer.param_groups, learner.base_rates, strict=True):
-        a = base * now
-        for p in group["params"]:
-            t = optimizer.state[p]["step"].item() + 1
+        kept = 1 - base * now * group["weight_decay"]
+        for _, t in zip(group["params"], steps, strict=False):
             if t not in known:
-                known[t] = 1 - s.betas[0] ** t, math.sqrt(1 - s.betas[1] ** t)
-            rows.append((a / known[t][0], known[t][1], 1 - a * group["weight_decay"]))
-    first = learner.parameters()[0]
+                known[t] = 1 - s.betas[0] ** (t + 1), math.sqrt(1 - s.betas[1] ** (t + 1))
+            rows.append((base * now / known[t][0], known[t][1], kept))
+    first = parameters[0]
     return torch.tensor(rows, dtype=first.dtype, device=first.device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -59,7 +60,16 @@ class MLP(nn.Module):
                 self.head.bias.mul_(output_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x))
+        """Under mixed precision the inputs are not rounded: the first layer stays in the precision of its weights."""
+        layers = iter(self.trunk)
+        if first := next(layers, None):
+            with torch.autocast(x.device.type, enabled=False):
+                x = first(x)
+        for layer in layers:
+            x = layer(x)
+        if self.head.out_features == 1:
+            return (x * self.head.weight).sum(-1, keepdim=True) + self.head.bias  # a product with one column is slower
+        return self.head(x)
 
 
 def orthogonal_(linear: nn.Linear, gain: float) -> None:
@@ -72,7 +82,8 @@ class StackedMLP(nn.Module):
     """`members` perceptrons of one shape, computed together: [N, inputs] -> [N, members, outputs].
 
     One batched product per layer instead of one per layer and member. `forward(x, frozen=True)` uses detached weights: the
-    gradient flows to `x` only. Initial values are torch's for linear layers, each member its own.
+    gradient flows to `x` only. Under mixed precision the first layer is as in `MLP`. Initial values are torch's for linear
+    layers, each member its own.
     """
 
     def __init__(
@@ -104,7 +115,8 @@ class StackedMLP(nn.Module):
         weights, biases, scales, shifts = of(self.weights), each(self.biases), each(self.scales), each(self.shifts)
         h = x.expand(self.members, *x.shape)
         for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
-            h = torch.bmm(h, weight) + bias  # not baddbmm, which copies the bias to every row first
+            with nullcontext() if i else torch.autocast(x.device.type, enabled=False):
+                h = torch.bmm(h, weight) + bias  # not baddbmm, which copies the bias to every row first
             if scales:
                 h = torch.addcmul(shifts[i], nnf.layer_norm(h, h.shape[-1:]), scales[i])
             h = self.activation(h)
