@@ -73,6 +73,40 @@ def test_actions_and_log_probs_are_the_policys(
     np.testing.assert_allclose(acting.logp(noise, actions).numpy(), logp, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize(("log_std", "normalised"), [("parameter", False), ("network", True)])
+def test_one_observation_at_a_time(law: Distribution, log_std: str, normalised: bool) -> None:
+    """With the weights of now: trained in place, loaded, or replaced by others."""
+    policy = policy_of(law, normalised, activation="relu", log_std=log_std)
+    acting, (observation, noise) = Acting(policy), given(3, 30, law.noise)
+    for t, (o, z) in enumerate(zip(torch.from_numpy(observation), torch.from_numpy(noise), strict=True)):
+        found, wanted = acting(o[:1], z[:1]), policy.act(o[:1], z[:1])
+        for a, b in zip(found, wanted, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+        with torch.no_grad():
+            policy.network.head.weight.mul_(1.02)
+        if t == 10:
+            policy.load_state_dict(policy_of(law, normalised, seed=7, activation="relu", log_std=log_std).state_dict())
+        if t == 20:
+            policy.network.head.weight = nn.Parameter(0.5 * torch.randn_like(policy.network.head.weight))
+    with Counted() as counted:
+        acting(o[:1], z[:1])
+    assert counted.calls <= 20  # views and wrapping; no product, no tanh
+    torch.testing.assert_close(acting(o, z)[0], policy.act(o, z)[0])  # several: the policy itself
+
+
+def test_one_observation_that_differs_is_said() -> None:
+    policy = policy_of(Gaussian(2))
+    policy.network.head.register_forward_hook(lambda module, args, out: 2 * out)
+    acting, (observation, noise) = Acting(policy), given(3, 1, 2)
+    o, z = torch.from_numpy(observation[0][:1]), torch.from_numpy(noise[0][:1])
+    with pytest.warns(UserWarning, match="acts in torch"):
+        first = acting(o, z)
+    for action, _ in (first, acting(o, z)):
+        assert action.equal(policy.act(o, z)[0])
+
+
 def test_one_of_two_by_hand() -> None:
     """Logits (0, log 3): the second where Phi(noise) > 1/4, noise > -0.6745."""
     policy = ControlPolicy(1, Categorical(2), hidden=())

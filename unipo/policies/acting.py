@@ -18,6 +18,7 @@ from scipy.special import erf, log_ndtr
 from torch import Tensor, nn
 
 from unipo.policies.control import ControlPolicy
+from unipo.policies.densities import HALF_LOG_2PI, LOG_4
 from unipo.policies.distributions import Categorical, Deterministic, Gaussian, SquashedGaussian
 
 Array = NDArray[Any]
@@ -25,36 +26,62 @@ TOLERANCE = 1e-5
 
 
 class Acting:
-    """How `policy` acts, one vector of environments after the other; its weights stay as they are from `begin` on.
+    """How `policy` acts. Whole rollouts: `begin`, then `choose` once per vector of environments, then `logp`; weights are as
+    they were at `begin`. As a function it is `policy.act`, for one observation in numpy, on views of the weights as they are.
 
-    `policy` is a plain `ControlPolicy`: see `suits`. Used as a function it is `policy.act`: the slow twin, which is also what
-    `begin` compares with on first use.
+    `policy` is a plain `ControlPolicy`: see `suits`. Both ways are compared with `policy.act`, the slow twin, on first use.
     """
 
     def __init__(self, policy: ControlPolicy) -> None:
         self.policy = policy
         self._chooser = _CHOOSERS[type(policy.distribution)](policy)
+        self._linear = [layer for layer in (*policy.network.trunk, policy.network.head) if isinstance(layer, nn.Linear)]
         self._layers: list[tuple[Array, Array]] = []
         self._activate = _ACTIVATIONS[str(policy.config["activation"])]
         self._spaces: list[Array] = []
         self._given, self._time = np.zeros((0, 0, 0), np.float32), 0
         self._scale: tuple[Array, Array, float] | None = None
-        self._trusted: bool | None = None
+        self._viewed: list[int] = []
+        self._trusted: dict[str, bool] = {}
 
     @staticmethod
     def suits(policy: Any) -> bool:
         """Whether numpy knows this policy: an unmasked `ControlPolicy` whose methods are its own, with a usual distribution."""
         return (
             type(policy) is ControlPolicy
-            and not {"act", "raw"} & vars(policy).keys()
             and type(policy.distribution) in _CHOOSERS
             and str(policy.config["activation"]) in _ACTIVATIONS
             and not policy.config["masked"]
+            and not _changed(policy)
             and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in policy.parameters())
         )
 
+    @classmethod
+    def of(cls, policy: Any, before: Acting | None = None) -> Acting | None:
+        """`before`, where it is still how `policy` acts, or a new one; None for a policy that has to act itself."""
+        if before is not None and before.policy is policy:
+            return None if _changed(policy) else before
+        return cls(policy) if cls.suits(policy) else None
+
     def __call__(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy.act(observation, noise)
+        if len(observation) != 1 or not self._trusted.get("one", True):
+            return self.policy.act(observation, noise)
+        self._view()
+        z = noise.numpy()
+        raw = self._raw(observation.numpy(), np.empty((1, self.policy.network.head.out_features), np.float32))
+        action = self._chooser(raw, self._chooser.given(z))
+        found = torch.from_numpy(action), torch.from_numpy(self._chooser.logp(raw, z, action))
+        if "one" not in self._trusted:  # what is compared is what is used: a resumed run compares elsewhere
+            wanted = self.policy.act(observation, noise)
+            self._judge("one", all(a.dtype == b.dtype and torch.allclose(a, b, TOLERANCE, TOLERANCE, equal_nan=True)
+                                   for a, b in zip(found, wanted, strict=True)))  # fmt: skip
+            return found if self._trusted["one"] else wanted
+        return found
+
+    def _judge(self, way: str, trusted: bool) -> None:
+        self._trusted[way] = trusted
+        if not trusted:
+            warnings.warn("acting in numpy differs from the policy: it acts in torch, which is slower", stacklevel=4)
 
     def begin(self, observation: Array, noise: Array) -> Array | None:
         """The weights are those of now. What `choose` is given, from `noise` [T, n, k]; None: use the slow twin.
@@ -64,13 +91,9 @@ class Acting:
         self._read(len(observation))
         given = self._chooser.given(noise)
         self._given, self._time = np.empty((*noise.shape[:2], self.policy.network.head.out_features), np.float32), 0
-        if self._trusted is None:
-            self._trusted = self._agrees(observation, noise[0], given[0])
-            if not self._trusted:
-                warnings.warn(
-                    "acting in numpy differs from the policy: it acts in torch, which is slower", stacklevel=2
-                )
-        return given if self._trusted else None
+        if "many" not in self._trusted:
+            self._judge("many", self._agrees(observation, noise[0], given[0]))
+        return given if self._trusted["many"] else None
 
     def choose(self, observation: Array, given: Array) -> Array:
         """Actions [n, ...] in a new array. What the network gave is kept for `logp`."""
@@ -90,13 +113,27 @@ class Acting:
 
     def _read(self, n: int) -> None:
         """Copies of the weights as [in, out] and of the biases as [n, out]: small products and sums are fastest so."""
-        network, normaliser = self.policy.network, self.policy.normaliser
-        linear = [layer for layer in (*network.trunk, network.head) if isinstance(layer, nn.Linear)]
-        self._layers = [(np.ascontiguousarray(_numpy(m.weight).T), np.tile(_numpy(m.bias), (n, 1))) for m in linear]
+        self._layers = [
+            (np.ascontiguousarray(_numpy(m.weight).T), np.tile(_numpy(m.bias), (n, 1))) for m in self._linear
+        ]
+        self._viewed = []
+        self._prepare(n)
+
+    def _view(self) -> None:
+        """The weights themselves, wherever they are now: nothing is copied."""
+        here = [
+            parameter.data_ptr() for m in self._linear for parameter in m._parameters.values() if parameter is not None
+        ]
+        if here != self._viewed:
+            self._layers = [(_numpy(m.weight).T, _numpy(m.bias)[None]) for m in self._linear]
+            self._viewed = here
+        self._prepare(1)
+
+    def _prepare(self, n: int) -> None:
         if not self._spaces or len(self._spaces[0]) != n:
-            self._spaces = [np.empty((n, m.out_features), np.float32) for m in linear[:-1]]
+            self._spaces = [np.empty((n, m.out_features), np.float32) for m in self._linear[:-1]]
         self._chooser.read()
-        self._scale = None
+        self._scale, normaliser = None, self.policy.normaliser
         if normaliser is not None and int(normaliser.count):
             mean, var = _numpy(normaliser.mean), _numpy(normaliser.var)
             self._scale = mean, 1 / np.sqrt(var + np.float32(1e-8)), normaliser.clip
@@ -125,6 +162,11 @@ class Acting:
             full = _numpy(self.policy.raw(torch.from_numpy(observation)))
             return np.allclose(raw, full, TOLERANCE, TOLERANCE) and int((found != wanted).sum()) <= 1
         return np.allclose(found, wanted, TOLERANCE, TOLERANCE)
+
+
+def _changed(policy: ControlPolicy) -> bool:
+    """Somebody gave this very policy methods of their own."""
+    return "act" in vars(policy) or "raw" in vars(policy)
 
 
 def _numpy(x: Tensor) -> Array:
@@ -170,6 +212,12 @@ class _Choice:
         chosen: Array = (given * cdf[:, -1:] > cdf[:, :-1]).sum(1)
         return chosen
 
+    def logp(self, raw: Array, noise: Array, action: Array) -> Array:
+        """[n]: log-probs of `action`, which `noise` led to."""
+        shifted = raw - raw.max(1, keepdims=True)
+        found: Array = shifted[np.arange(len(raw)), action] - np.log(np.exp(shifted).sum(1))
+        return found
+
 
 class _Either(_Choice):
     """One of two: Phi(noise) > p_0 where the log-odds of Phi(noise) exceed raw_0 - raw_1."""
@@ -191,16 +239,16 @@ class _LocationScale(_Choice):
         law = policy.distribution
         self.squashed = isinstance(law, SquashedGaussian)
         self.limits = (law.log_std_low, law.log_std_high) if isinstance(law, SquashedGaussian) else (-np.inf, np.inf)
+        self.log_std: Array | None = None
         self.std: Array | None = None
 
     def read(self) -> None:
         if self.policy.log_std is not None:
-            self.std = self._std(_numpy(self.policy.log_std))
+            self.log_std = self._limited(_numpy(self.policy.log_std))
+            self.std = np.exp(self.log_std)
 
-    def _std(self, log_std: Array) -> Array:
-        low, high = self.limits
-        std: Array = np.exp(_clip(log_std.copy(), low, high) if self.squashed else log_std)
-        return std
+    def _limited(self, log_std: Array) -> Array:
+        return _clip(log_std.copy(), *self.limits) if self.squashed else log_std
 
     def given(self, noise: Array) -> Array:
         return noise if self.std is None else self.std * noise
@@ -210,9 +258,20 @@ class _LocationScale(_Choice):
             u = raw + given
         else:
             size = given.shape[-1]
-            u = self._std(raw[:, size:])
+            u = np.exp(self._limited(raw[:, size:]))
             np.add(np.multiply(u, given, u), raw[:, :size], u)
         return np.tanh(u, u) if self.squashed else u
+
+    def logp(self, raw: Array, noise: Array, action: Array) -> Array:
+        """By the noise, which is exact where tanh is flat: see `squashed_logp`."""
+        size = noise.shape[-1]
+        log_std = self._limited(raw[:, size:]) if self.log_std is None else self.log_std
+        cost, constant = log_std + 0.5 * noise * noise, HALF_LOG_2PI
+        if self.squashed:
+            u = raw[:, :size] + np.exp(log_std) * noise
+            cost, constant = cost - 2 * (u + np.logaddexp(0, -2 * u)), HALF_LOG_2PI + LOG_4
+        found: Array = -cost.sum(1) - np.float32(size * constant)
+        return found
 
 
 class _Point(_Choice):
@@ -227,6 +286,9 @@ class _Point(_Choice):
         u = np.tanh(raw)
         np.add(u, given, u)
         return _clip(u, -1.0, 1.0)
+
+    def logp(self, raw: Array, noise: Array, action: Array) -> Array:
+        return np.full(len(raw), np.nan, np.float32)
 
 
 def _categorical(policy: ControlPolicy) -> _Choice:

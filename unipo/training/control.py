@@ -107,11 +107,10 @@ class EnvironmentData:
         """How the policy that is trained acts while data are collected."""
         if self.memory is not None:
             return self.memory
-        if not Acting.suits(self.policy):
-            plain: Act = self.policy.act
-            return plain
-        self._acting = self._acting or Acting(self.policy)
-        return self._acting
+        acting = Acting.of(self.policy, self._acting)
+        self._acting = acting or self._acting
+        act: Act = acting or self.policy.act
+        return act
 
     def another(self) -> Episodes:
         """One rollout more, of the policy as it is now."""
@@ -150,8 +149,7 @@ class EnvironmentData:
             return collector.random_act
         if isinstance(self.policy, GreedyPolicy) and isinstance(self.spec.explore, EpsilonGreedy):
             self.policy.epsilon = self.spec.explore.epsilon(collector.env_steps / self.config.total_timesteps)
-        act: Act = self.policy.act
-        return act
+        return self.act
 
     def _warm_up(self) -> None:
         """Observation statistics before the policy first acts: of a few random steps."""
