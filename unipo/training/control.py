@@ -179,7 +179,7 @@ class EnvironmentData:
             self.normaliser.update(newest["observation"])
 
     def updated(self, update: Update) -> None:
-        if self.replay is not None and "replay_index" in update.episodes:
+        if self.replay is not None and self.replay.prioritised is not None:
             errors = [t.facts["value_error"] for t in update.coefficients.terms if "value_error" in t.facts]
             self.replay.update_priorities(update.episodes["replay_index"], errors[0].sqrt())
 
