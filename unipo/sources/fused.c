@@ -1,8 +1,8 @@
 /* One decoding step of a Llama-like model, and the draw of a token: the native twin of fused.py and drawing.py.
 
-   Products go to the BLAS that torch brings along (sgemm, column-major, so that its arguments are swapped here). Rows are
-   independent of each other but for those products. Everything is float32 (weights bfloat16 where asked
-   for); matrices are row-major, weights [in, out].
+   Rows are independent of each other but for the matrix products. Everything is float32, row-major; weights [in, out] are
+   panels of PANEL columns, [out / PANEL, in, PANEL], read once from front to back for every few rows. Weights in bfloat16 go
+   to the BLAS that torch brings along (column-major, so that its arguments are swapped here).
    Sizes: n rows, d width, H heads, K key heads, h head size, C columns. */
 
 #include <math.h>
@@ -10,6 +10,15 @@
 #include <string.h>
 
 #define LANES 16 /* columns are a multiple of it, with one LANES more than are in use */
+#define PANEL 64
+#define ROWS 6 /* rows of a tile: ROWS * TILE vectors are held in registers */
+#ifdef __AVX512F__
+#define TILE 4
+#else
+#define TILE 1
+#endif
+#define AHEAD 24 /* rows of a panel that are fetched ahead */
+#define PART 128 /* rows of a panel that stay in the nearest cache while all rows of the other side pass */
 #define ALWAYS inline __attribute__((always_inline))
 #define BLOCK 64 /* tokens of one sum when drawing */
 
@@ -35,7 +44,7 @@ typedef struct { /* keys [h, columns] and values [columns, h] of one head, `leng
 } span_t;
 
 typedef struct {
-    gemm_t gemm, narrow; /* narrow: products of bfloat16 into float32, or null where weights are float32 */
+    gemm_t narrow; /* products of bfloat16 into float32; null where weights are float32 */
     const layer_t *layer;
     const void *output;
     const float *embedding, *cos, *sin; /* cos [positions, h], sin [positions, h / 2] */
@@ -73,16 +82,89 @@ static void rounded(int64_t n, int64_t k, const float *x, int64_t stride, uint16
         }
 }
 
-/* c [n, w] = keep * c + a [n, k] b, rows of a being `stride` apart; b [k, w], but [w, k] in bfloat16 */
-static void product(const model_t *m, int64_t n, int64_t k, int64_t w, const float *a, int64_t stride, const void *b, float *c,
-                    float keep) {
-    int rows = (int)n, inner = (int)k, columns = (int)w, lead = (int)stride;
-    float one = 1.0f;
-    if (m->narrow) {
-        rounded(n, k, a, stride, m->half);
-        m->narrow("T", "N", &columns, &rows, &inner, &one, b, &inner, m->half, &inner, &keep, c, &columns);
-    } else
-        m->gemm("N", "N", &columns, &rows, &inner, &one, b, &columns, a, &lead, &keep, c, &columns);
+/* c [rows, TILE * LANES] = keep * c + a [rows, k] b, rows of a and c being `stride` and `lead` apart; b: part of a panel */
+static ALWAYS void tile(const int rows, int64_t k, const float *a, int64_t stride, const float *b, float *c, int64_t lead,
+                        int keep) {
+    lanes_t sum[ROWS][TILE];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) sum[r][j] = (lanes_t){0};
+    for (int64_t i = 0; i < k; i++) {
+        const lanes_t *row = (const lanes_t *)(b + i * PANEL);
+        lanes_t value[TILE];
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) {
+            __builtin_prefetch(b + (i + AHEAD) * PANEL + j * LANES);
+            value[j] = row[j];
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; j++) sum[r][j] += a[r * stride + i] * value[j];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) {
+            lanes_t *out = (lanes_t *)(c + r * lead + j * LANES);
+            if (keep)
+                *out += sum[r][j];
+            else
+                *out = sum[r][j];
+        }
+}
+
+/* the same for n rows and one panel */
+static void panel(int64_t n, int64_t k, const float *a, int64_t stride, const float *b, float *c, int64_t lead, int keep) {
+    for (int j = 0; j < PANEL; j += TILE * LANES) {
+        int64_t r = 0;
+        for (; r + ROWS <= n; r += ROWS) tile(ROWS, k, a + r * stride, stride, b + j, c + r * lead + j, lead, keep);
+        const float *last = a + r * stride;
+        float *out = c + r * lead + j;
+        switch (n - r) {
+            case 5: tile(5, k, last, stride, b + j, out, lead, keep); break;
+            case 4: tile(4, k, last, stride, b + j, out, lead, keep); break;
+            case 3: tile(3, k, last, stride, b + j, out, lead, keep); break;
+            case 2: tile(2, k, last, stride, b + j, out, lead, keep); break;
+            case 1: tile(1, k, last, stride, b + j, out, lead, keep); break;
+        }
+    }
+}
+
+/* c [n, w] = keep * c + a [n, k] b, rows of a being `stride` apart; keep is 0 or 1. Long panels go in parts that fit a cache. */
+void product(int64_t n, int64_t k, int64_t w, const float *a, int64_t stride, const float *b, float *c, int keep) {
+    int64_t whole = w / PANEL;
+#pragma omp parallel for if (n * k * w > 1 << 20)
+    for (int64_t p = 0; p < whole; p++)
+        for (int64_t i = 0; i < k; i += PART) {
+            int64_t length = k - i < PART ? k - i : PART;
+            panel(n, length, a + i, stride, b + (p * k + i) * PANEL, c + p * PANEL, w, keep || i);
+        }
+    int64_t rest = w - whole * PANEL;
+    for (int64_t r = 0; rest && r < n; r += ROWS) { /* a last panel that is not full */
+        float part[ROWS * PANEL];
+        int64_t rows = n - r < ROWS ? n - r : ROWS;
+        panel(rows, k, a + r * stride, stride, b + whole * k * PANEL, part, PANEL, 0);
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < rest; j++) {
+                float *out = c + (r + i) * w + whole * PANEL + j;
+                *out = part[i * PANEL + j] + (keep ? *out : 0.0f);
+            }
+    }
+}
+
+/* the product in the precision of the weights; b is [w, k] in bfloat16 */
+static void multiply(const model_t *m, int64_t n, int64_t k, int64_t w, const float *a, int64_t stride, const void *b, float *c,
+                     int keep) {
+    if (!m->narrow) {
+        product(n, k, w, a, stride, b, c, keep);
+        return;
+    }
+    int rows = (int)n, inner = (int)k, columns = (int)w;
+    float one = 1.0f, old = (float)keep;
+    rounded(n, k, a, stride, m->half);
+    m->narrow("T", "N", &columns, &rows, &inner, &one, b, &inner, m->half, &inner, &old, c, &columns);
 }
 
 /* c = a b + bias, or c += a b + bias */
@@ -91,7 +173,7 @@ static void linear(const model_t *m, int64_t n, int64_t k, int64_t w, const floa
     if (bias)
         for (int64_t r = 0; r < n; r++)
             for (int64_t i = 0; i < w; i++) c[r * w + i] = (add ? c[r * w + i] : 0.0f) + bias[i];
-    product(m, n, k, w, a, stride, b, c, (bias || add) ? 1.0f : 0.0f);
+    multiply(m, n, k, w, a, stride, b, c, bias || add);
 }
 
 /* y = x / sqrt(mean x^2 + eps) */
@@ -229,7 +311,7 @@ void step(const model_t *m, int64_t n, int64_t now, const row_t *row, const int6
         linear(m, n, inner, d, wide, 2 * inner, w->down, w->down_bias, x, 1);
     }
     for (int64_t r = 0; r < n; r++) normalise(x + r * d, y + r * d, d, (float)m->eps);
-    product(m, n, d, m->words, y, d, m->output, logits, 0.0f);
+    multiply(m, n, d, m->words, y, d, m->output, logits, 0);
 }
 
 /* the first index at which the running sum of mass [n] passes *target, which becomes what is left inside it */

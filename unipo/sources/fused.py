@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipo.functional.chunked import Head
-from unipo.sources.fused_weights import Parts
-from unipo.sources.native import LANES, NativeStep
+from unipo.sources.fused_weights import Matrix, Parts
+from unipo.sources.native import LANES, NativeStep, Panels
 
 Put = Callable[[int, Tensor, Tensor], None]
 REFILL = 0.125
@@ -224,7 +224,7 @@ class FusedDecoding:
         return self._logits(self._forward(token, cos, sin, attend))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return torch.mm(self._normed(x), self.output.to(x.dtype))
+        return _linear(self._normed(x), self.output, None)
 
     def _scaled(self, logits: Tensor) -> Tensor:
         return Head(None, self.parts.head.scale, self.parts.head.cap)(logits)
@@ -250,17 +250,17 @@ class FusedDecoding:
         return F.rms_norm(x, (x.shape[-1],), None, self.parts.eps)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.dtype != x.dtype:
-        y = torch.mm(x.to(weight.dtype), weight).to(x.dtype)
-        return y if bias is None else y + bias
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+def _linear(x: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    y = weight(x) if isinstance(weight, Panels) else torch.mm(x.to(weight.dtype), weight).to(x.dtype)
+    return y if bias is None else y + bias
 
 
-def _added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.dtype != y.dtype:
-        return x + _linear(y, weight, bias)
-    return torch.addmm(x if bias is None else x + bias, y, weight)
+def _added(x: Tensor, y: Tensor, weight: Matrix, bias: Tensor | None) -> Tensor:
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        return torch.addmm(x if bias is None else x + bias, y, weight)
+    return _linear(y, weight, bias).add_(x)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The weights of Llama-like models, laid out for decoding: copies that are made at the beginning of every `sample` call.
 
 Query, key and value maps are one matrix, gate and up maps one; the scale of the norm before each is multiplied in, and all
-are transposed, so that a few rows are a fast product on a CPU. LoRA updates are added to the copy.
+are in an order in which the product with a few rows is fast on a CPU. LoRA updates are added to the copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unipo.functional.chunked import Head
 from unipo.policies.token import causal_model, head_of
-from unipo.sources.native import Library, library
+from unipo.sources.native import Library, Panels, library
 
 KINDS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
@@ -24,18 +24,21 @@ ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
+Matrix = Tensor | Panels
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Transposed weights of one layer, the norms' scales inside; `qk` [H + K, h] scales queries and keys after their norm."""
+    """Weights [in, out] of one layer, the norms' scales inside; `qk` [H + K, h] scales queries and keys after their norm."""
 
-    qkv: Tensor
+    qkv: Matrix
     qkv_bias: Tensor | None
     qk: Tensor | None
-    out: Tensor
+    out: Matrix
     out_bias: Tensor | None
-    gate_up: Tensor
+    gate_up: Matrix
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Matrix
     down_bias: Tensor | None
 
 
@@ -92,15 +95,24 @@ class Parts:
                 attention.k_norm.weight.expand(self.keys, -1),
             )
             qk, scale = torch.cat(each), 1.0
-        return Layer(*_joined(projections, before, self.dtype, self.heads * self.size, scale), qk,
-                     *_joined((attention.o_proj,), None, self.dtype),
-                     *_joined((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm.weight, self.dtype),
-                     *_joined((mlp.down_proj,), None, self.dtype))  # fmt: skip
+        return Layer(*self._matrix(projections, before, self.heads * self.size, scale), qk,
+                     *self._matrix((attention.o_proj,)),
+                     *self._matrix((mlp.gate_proj, mlp.up_proj), layer.post_attention_layernorm.weight),
+                     *self._matrix((mlp.down_proj,)))  # fmt: skip
 
     @torch.no_grad()
-    def output(self) -> Tensor:
+    def output(self) -> Matrix:
         """The head's weights, transposed, with the last norm's scale."""
-        return _joined((self.head.linear,), self.inner.model.norm.weight, self.dtype)[0]
+        return self._matrix((self.head.linear,), self.inner.model.norm.weight)[0]
+
+    def _matrix(
+        self, linears: Sequence[Any], before: Tensor | None = None, first: int = 0, scale: float = 1.0
+    ) -> tuple[Matrix, Tensor | None]:
+        """`_joined`, with the memory in the order that products want: panels, or transposed; rounded matrices as they are."""
+        joined, bias = _joined(linears, before, first, scale)
+        if self.dtype != joined.dtype:
+            return joined.to(self.dtype).t(), bias
+        return joined.t().contiguous() if self.native is None else Panels.of(self.native, joined), bias
 
     def rotations(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines [length, h] and sines [length, h / 2] of positions."""
@@ -142,30 +154,20 @@ def _mergeable(linear: Any) -> bool:
                               *getattr(linear, "lora_bias", {}).values()))  # fmt: skip
 
 
-def _joined(
-    linears: Sequence[Any], before: Tensor | None, dtype: torch.dtype, first: int = 0, scale: float = 1.0
-) -> tuple[Tensor, Tensor | None]:
-    """[d, sum of outputs]: the transposed weights side by side, rows times `before` [d], the `first` columns times `scale`; and
-    their biases, if there are any.
-
-    In the model's own precision the memory is transposed, too; rounded to another it is not, as its products want it.
-    """
+def _joined(linears: Sequence[Any], before: Tensor | None, first: int, scale: float) -> tuple[Tensor, Tensor | None]:
+    """[sum of outputs, d]: the weights one below the other, columns times `before` [d], the `first` rows times `scale`; and
+    their biases, if there are any."""
     weights = [_weight(linear) for linear in linears]
-    if dtype == weights[0].dtype:
-        joined = weights[0].new_empty(weights[0].shape[1], sum(map(len, weights)))
-    else:
-        joined = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1]).t()
-    for part, weight in zip(joined.split([len(w) for w in weights], 1), weights, strict=True):
-        part.copy_(weight.t())
+    joined = torch.cat(weights)
     if before is not None:
-        joined *= before[:, None]
+        joined *= before
     biases = [_base(linear).bias for linear in linears]
     zeros = [w.new_zeros(len(w)) for w in weights]
     bias = torch.cat([z if b is None else b for b, z in zip(biases, zeros, strict=True)])
     if scale != 1.0:
-        joined[:, :first] *= scale
+        joined[:first] *= scale
         bias[:first] *= scale
-    return joined.to(dtype), None if all(b is None for b in biases) else bias
+    return joined, None if all(b is None for b in biases) else bias
 
 
 def _base(linear: Any) -> Any:

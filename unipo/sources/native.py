@@ -1,6 +1,6 @@
 """The native form of decoding and drawing on a CPU: `fused.c`, compiled once per machine and kept in the user's cache.
 
-Without a C compiler, or without torch's BLAS under its usual name, `library()` is None and torch's operations are used.
+Without a C compiler `library()` is None and torch's operations are used.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LANES = 16
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The functions of `fused.c`, and the addresses of torch's products in float32 and (None: not there) in bfloat16."""
+    """The functions of `fused.c`, and the address of torch's products of bfloat16 (None: not there)."""
 
     step: Any
     draw: Any
-    gemm: int
+    product: Any
     narrow: int | None
 
 
@@ -49,8 +49,7 @@ class Library:
 def library() -> Library | None:
     """The compiled functions; None where they cannot be had."""
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    gemm, narrow = _blas("sgemm_"), _blas("gemm_bf16bf16f32_")
-    if compiler is None or gemm is None or not SOURCE.exists():
+    if compiler is None or not SOURCE.exists():
         return None
     try:
         loaded = ctypes.CDLL(str(_compiled(compiler)))
@@ -60,8 +59,9 @@ def library() -> Library | None:
     pointer, long = ctypes.c_void_p, ctypes.c_int64
     loaded.step.argtypes, loaded.step.restype = [pointer, long, long, pointer, pointer, pointer], None
     loaded.draw.argtypes = [pointer, long, long, ctypes.c_double, pointer, pointer, pointer]
-    loaded.draw.restype = None
-    return Library(loaded.step, loaded.draw, gemm, narrow)
+    loaded.product.argtypes = [long, long, long, pointer, long, pointer, pointer, ctypes.c_int]
+    loaded.draw.restype = loaded.product.restype = None
+    return Library(loaded.step, loaded.draw, loaded.product, _blas("gemm_bf16bf16f32_"))
 
 
 def _blas(function: str) -> int | None:
@@ -106,6 +106,40 @@ def _processor() -> str:
     return " ".join([platform.machine(), platform.processor(), *flags[:1]])
 
 
+# ---- products ----------------------------------------------------------------------------------------------------------
+PANEL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A float32 matrix [in, out] in the order in which it is read: `data` [out / PANEL rounded up, in, PANEL].
+
+    Measured beside MKL (one core, in 640, out 3,840): 1.1 times as fast for 64 rows, 2.8 times for 8.
+    """
+
+    native: Library
+    data: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, native: Library, transposed: Tensor) -> Panels:
+        """From [out, in]."""
+        out, inside = transposed.shape
+        data = transposed.new_zeros((out + PANEL - 1) // PANEL, inside, PANEL)
+        whole = out // PANEL
+        data[:whole] = transposed[: whole * PANEL].view(whole, PANEL, inside).transpose(1, 2)
+        if out % PANEL:
+            data[whole, :, : out % PANEL] = transposed[whole * PANEL :].t()
+        return cls(native, data, (inside, out))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [n, in] -> [n, out]."""
+        x = x.contiguous()
+        y = x.new_empty(len(x), self.shape[1])
+        self.native.product(len(x), *self.shape, x.data_ptr(), self.shape[0], self.data.data_ptr(), y.data_ptr(), 0)
+        return y
+
+
 # ---- one step ----------------------------------------------------------------------------------------------------------
 MATRICES = ("qkv", "out", "gate_up", "down")
 VECTORS = ("qkv_bias", "qk", "out_bias", "gate_up_bias", "down_bias")
@@ -119,7 +153,7 @@ class _Model(ctypes.Structure):
     _fields_ = [
         *(
             (n, ctypes.c_void_p)
-            for n in ("gemm", "narrow", "layer", "output", "embedding", "cos", "sin", "x", "y", "wide", "half")
+            for n in ("narrow", "layer", "output", "embedding", "cos", "sin", "x", "y", "wide", "half")
         ),
         *((n, ctypes.c_int64) for n in ("layers", "heads", "kv", "size", "width", "inner", "words", "columns")),
         ("eps", ctypes.c_double),
@@ -133,7 +167,7 @@ class NativeStep:
         parts, layers, output = decoding.parts, decoding.layers, decoding.output
         slots, width = decoding.slots, decoding.embedding.shape[1]
         attended, inner, words = parts.heads * parts.size, layers[0].down.shape[0], output.shape[1]
-        narrow = native.narrow if output.dtype == torch.bfloat16 else None
+        narrow = None if isinstance(output, Panels) else native.narrow
         scratch = [torch.empty(slots, w) for w in (width, max(width, attended), max(layers[0].qkv.shape[1], 2 * inner))]
         half = torch.empty(slots, max(width, attended, inner) if narrow else 0, dtype=torch.bfloat16)
         embedding = decoding.embedding.detach().contiguous()
@@ -146,7 +180,7 @@ class NativeStep:
         sizes = len(rows), parts.heads, parts.keys, parts.size, width, inner, words, decoding.keys.shape[-1]
         self.native, self.logits, self.held = native, torch.empty(slots, words), (embedding, *scratch, half, decoding)
         self.layers = (_Layer * len(rows))(*(_Layer(*row) for row in rows))
-        self.model = _Model(native.gemm, narrow, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
+        self.model = _Model(narrow, ctypes.addressof(self.layers), *pointers, *sizes, parts.eps)
         self.at = ctypes.addressof(self.model)
 
     def __call__(self, token: Tensor, row: Tensor, now: int) -> Tensor:
@@ -156,8 +190,9 @@ class NativeStep:
         return logits
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def _address(held: Tensor | Panels | None) -> int | None:
     """Where its memory begins; a matrix of bfloat16 weights is a transposed view."""
+    tensor = held.data if isinstance(held, Panels) else held
     assert tensor is None or tensor.is_contiguous() or tensor.t().is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
