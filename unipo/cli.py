@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Waiting threads that spin make small steps many times slower on a busy machine; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # videos are drawn without a screen
+    warnings.formatwarning = lambda message, *_, **__: f"warning  {message}\n"  # users need no line of our code
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
         import unipo

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +149,28 @@ def test_a_machine_without_a_compiler_says_so_once(tmp_path: Path, monkeypatch: 
     plain = run_of(tmp_path, "ppo", "off")
     plain.advance()
     assert all(torch.equal(a, b) for a, b in zip(state(run).values(), state(plain).values(), strict=True))
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
+    """With a path without compilers, as on a bare machine; the run ends well."""
+    flags = [
+        "--compile",
+        "on",
+        "--total-timesteps",
+        "64",
+        "--rollout",
+        "32",
+        "--no-preset",
+        "--evaluations",
+        "0",
+        "--no-tensorboard",
+    ]
+    command = [sys.executable, "-m", "unipo.cli", "run", "ppo", "CartPole-v1", *flags, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "not compiled" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning  updates are not compiled: there is no C++ compiler")
 
 
 def test_a_graph_that_differs_from_its_twin_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
