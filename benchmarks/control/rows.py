@@ -35,7 +35,7 @@ def peer(name: str, module: str, row: str, *arguments: str, needs: str = "stable
          place: str = "venv", preload: tuple[str, ...] = (), warm: str = "2") -> Side:  # fmt: skip
     """`best`: the setting that runs under QUICK=1 too."""
     command = ("-m", f"benchmarks.control.{module}", row, "--warm", warm, *arguments)
-    return Side(name=name, command=command, quick=(*TIMED, "--warm", min(warm, "1")) if best else None, home=place,
+    return Side(name=name, command=command, quick=(*TIMED, "--warm", "1" if preload else "4") if best else None, home=place,
                 needs=needs, preload=preload)  # fmt: skip
 
 
