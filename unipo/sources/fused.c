@@ -9,14 +9,19 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16 /* columns are a multiple of it, with one LANES more than are in use */
-#define PANEL 64
-#define ROWS 6 /* rows of a tile: ROWS * TILE vectors are held in registers */
-#ifdef __AVX512F__
+/* LANES numbers in a register. Columns are a multiple of 16, with 16 more than are in use. ROWS * TILE registers are sums. */
+#if defined(__AVX512F__)
+#define LANES 16
 #define TILE 4
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE 2
 #else
-#define TILE 1
+#define LANES 4
+#define TILE 2
 #endif
+#define ROWS 6
+#define PANEL 64
 #define AHEAD 24 /* rows of a panel that are fetched ahead */
 #define PART 128 /* rows of a panel that stay in the nearest cache while all rows of the other side pass */
 #define ALWAYS inline __attribute__((always_inline))
@@ -202,14 +207,13 @@ static void rotate(float *restrict qk, int64_t heads, int64_t h, const float *sc
     }
 }
 
-#define EACH(x) x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x
-static const lanes_t FAR = {EACH(-1e30f)};
-static const int32_t INSIDE[2 * LANES] = {EACH(-1), EACH(0)};
+static const int32_t INSIDE[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
 
 /* s = q keys [h, C] over `length` columns, in whole vectors: there is memory behind the last column, and what is in it is
    dropped. Four partial sums keep the multiplier busy. Returns how much of s is filled. */
 static ALWAYS int64_t score(const float *q, const float *keys, const int64_t h, int64_t C, int64_t length, float *s) {
     int64_t whole = (length + LANES - 1) / LANES * LANES;
+    lanes_t far = (lanes_t){0} - 1e30f;
     for (int64_t t = 0; t < whole; t += LANES) {
         lanes_t a = {0}, b = {0}, c = {0}, d = {0};
         for (int64_t i = 0; i < h; i += 4) {
@@ -219,8 +223,8 @@ static ALWAYS int64_t score(const float *q, const float *keys, const int64_t h, 
             c += q[i + 2] * *(const lanes_t *)(k + 2 * C);
             d += q[i + 3] * *(const lanes_t *)(k + 3 * C);
         }
-        mask_t in = *(const mask_t *)(INSIDE + LANES - (length - t < LANES ? length - t : LANES));
-        *(mask_t *)(s + t) = (in & (mask_t)((a + b) + (c + d))) | (~in & (mask_t)FAR);
+        mask_t in = *(const mask_t *)(INSIDE + 16 - (length - t < LANES ? length - t : LANES));
+        *(mask_t *)(s + t) = (in & (mask_t)((a + b) + (c + d))) | (~in & (mask_t)far);
     }
     return whole;
 }

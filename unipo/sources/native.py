@@ -32,7 +32,7 @@ VARIANTS = (
 )
 """Tried in turn: compilers differ in what they know."""
 LANES = 16
-"""Columns that `fused.c` reads at once: memory has a multiple of it, and as many beyond those in use."""
+"""Most columns that `fused.c` reads at once: memory has a multiple of it, and as many beyond those in use."""
 
 
 @dataclass(frozen=True, slots=True)
