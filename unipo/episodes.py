@@ -386,23 +386,27 @@ class Episodes:
         return Episodes({**self._offsets, "group": bounds}, columns)
 
     def split(self, budget: int, cost: Tensor) -> list[Tensor]:
-        """Episode indices of micro-batches, longest first, such that rows x longest `cost` [E] <= `budget`.
+        """Episode indices of micro-batches, in order, such that the sum of `cost` [E] stays within `budget`.
 
-        Groups and pairs may be cut: signals are per step. Every episode is in exactly one micro-batch; one that alone
-        exceeds the budget has a micro-batch of its own.
+        Groups stay whole where they fit (what they share is computed once, and pairs can be compared); signals are per step,
+        so a larger group may be cut. Every episode is in exactly one micro-batch; one that alone exceeds the budget has a
+        micro-batch of its own.
         """
         if not len(cost):
             return []
-        if int(cost.max()) * len(cost) <= budget:
+        if int(cost.sum()) <= budget:
             return [torch.arange(len(cost), device=self.device)]
-        order = torch.argsort(cost, descending=True, stable=True).tolist()
-        sizes = cost.tolist()
-        batches: list[list[int]] = []
-        for i in order:
-            if batches and (len(batches[-1]) + 1) * sizes[batches[-1][0]] <= budget:
-                batches[-1].append(i)
-            else:
-                batches.append([i])
+        sizes, batches, room = cost.tolist(), list[list[int]](), 0
+        for members in torch.arange(len(cost)).split(self.lengths("group", "episode").tolist()):
+            rows = members.tolist()
+            for part in [rows] if sum(sizes[i] for i in rows) <= budget else [[i] for i in rows]:
+                size = sum(sizes[i] for i in part)
+                if batches and size <= room:
+                    batches[-1] += part
+                    room -= size
+                else:
+                    batches.append(list(part))
+                    room = budget - size
         return [torch.tensor(b, device=self.device) for b in batches]
 
     def step_index(self, episodes: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ By the chain rule dL/dtheta = sum_n (dL/dx_n) * dx_n/dtheta with x_n the signals
   2. evaluate the objective once on the whole batch: one coefficient dL/dx_n per step;
   3. run each micro-batch again with a graph and back-propagate sum(coefficient * signal).
 
-Pass 1 is skipped where it is not needed: with one micro-batch (the graph is kept), and for objectives whose coefficients
-do not depend on current signals (`Objective.linear`). Pass 3 skips episodes whose coefficients are all zero.
+Pass 1 is skipped where it is not needed: with one micro-batch (the graph is kept), for objectives whose coefficients do not
+depend on current signals (`Objective.linear`), and where those of a micro-batch depend on its own signals alone (`separable`:
+most do, since groups stay whole), which are then known when its graph is there. Pass 3 skips episodes whose coefficients are
+all zero.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from unipo.critics import Target
 from unipo.episodes import Episodes
 from unipo.learner.annotate import emitted
-from unipo.learner.coefficients import Coefficients, coefficients
+from unipo.learner.coefficients import Coefficients, agree, coefficients, separable
 from unipo.learner.compiled import CompiledUpdates
 from unipo.learner.player import Player
 from unipo.learner.update import Update
@@ -36,7 +38,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 class LearnerSettings:
     """How gradients are computed and applied.
 
-    `token_budget`: padded tokens per micro-batch (prompt included); any value gives the same gradient.
+    `token_budget`: tokens computed per micro-batch (a shared prompt once); any value gives the same gradient.
     `schedule`: of the learning rate after `warmup` updates, over `total_updates`: constant, linear or cosine to 0.
     `clip_norm`: largest gradient norm (inf: no clipping). `value_learning_rate`: of value heads and critics.
     `autocast`: mixed precision, off or bfloat16. The optimiser's step is one fused kernel.
@@ -123,6 +125,9 @@ class Learner:
             blank = {name: self._zeros(episodes) for name in names}
             found = coefficients(objective, episodes, blank)
             return self._second_pass(episodes, objective, found, names, {}, 1)
+        scalar = all(getattr(player, "scalar_signals", False) for player, _ in self._owned(names))
+        if scalar and separable(objective, episodes, self._guess(episodes, names), split):
+            return self._part_by_part(episodes, objective, names, split)
         signals = {k: v for player, own in self._owned(names) for k, v in
                    emitted(episodes, own, self._cast(player), self.settings.token_budget).items()}  # fmt: skip
         found = coefficients(objective, episodes, signals)
@@ -149,6 +154,35 @@ class Learner:
         _backward(signals, found.total)
         detached = {k: v.detach() for k, v in signals.items()}
         return Update(episodes, found, detached, int(self._cost(episodes).sum()))
+
+    def _part_by_part(self, episodes: Episodes, objective: Objective, names: list[str], split: list[Tensor]) -> Update:
+        """One pass: each micro-batch is back-propagated with the coefficients that its own signals give.
+
+        Where all signals together give others after all, the difference is back-propagated in a second pass.
+        """
+        seen, used = self._guess(episodes, names), {name: self._zeros(episodes) for name in objective.needs.signals}
+        for part in split:
+            steps = episodes.step_index(part)
+            now = self._signals(episodes.select(part), names)
+            for name, value in now.items():
+                seen[name][steps] = value.detach().to(seen[name].dtype)
+            total = coefficients(objective, episodes, seen).total
+            for name, c in total.items():
+                used[name][steps] = c[steps]
+            _backward(now, {name: c[steps] for name, c in total.items()})
+        found, computed = coefficients(objective, episodes, seen), int(self._cost(episodes).sum())
+        if all(agree(used[name], c) for name, c in found.total.items()):
+            return Update(episodes, found, seen, computed)
+        missed = Coefficients({name: c - used[name] for name, c in found.total.items()}, found.terms)
+        again = self._second_pass(episodes, objective, missed, sorted(objective.needs.signals), seen, 1)
+        return Update(episodes, found, seen, computed + again.tokens_computed, passes=2)
+
+    def _guess(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
+        """Signals before they are known: log-probs as they were sampled, 0 for all else."""
+        made = {name: self._zeros(episodes) for name in names}
+        if "logp" in made and "behavior_logp" in episodes:
+            made["logp"] = torch.nan_to_num(episodes["behavior_logp"].to(made["logp"], copy=True))
+        return made
 
     def _second_pass(self, episodes: Episodes, objective: Objective, found: Coefficients, names: list[str],
                      signals: dict[str, Tensor], passes: int) -> Update:  # fmt: skip

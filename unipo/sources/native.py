@@ -50,6 +50,8 @@ def library() -> Library | None:
     """The compiled functions; None where they cannot be had."""
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or not SOURCE.exists():
+        lacking = "there is no C compiler" if compiler is None else f"{SOURCE.name} is not installed"
+        warnings.warn(f"decoding with torch's operations, which is slower: {lacking}", stacklevel=2)
         return None
     try:
         loaded = ctypes.CDLL(str(_compiled(compiler)))
