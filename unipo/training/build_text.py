@@ -65,6 +65,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         top_k=config.top_k,
         max_tokens=problems.max_tokens,
         stop=config.stop,
+        weights=config.sampling_weights,
     )
     _check_prompts(policy, problems, config)
     rollouts = None

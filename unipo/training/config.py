@@ -204,6 +204,9 @@ class RunConfig(BaseConfig):
     """Of the weights: float32, bfloat16, float64."""
     autocast: str = "off"
     """Mixed precision of the forward and backward: off, bfloat16."""
+    sampling_weights: str = "model"
+    """Rollouts are sampled from the model as it is, or with weights rounded to bfloat16: faster on processors made for it. The
+    logged log-probs are those of what was sampled, so that ratios correct for it."""
     lora_rank: int = 0
     """Rank of LoRA adapters (0: all weights are trained)."""
     lora_alpha: float = 0.0
@@ -221,6 +224,7 @@ class RunConfig(BaseConfig):
             "on_reward_error": (self.on_reward_error in ("raise", "drop"), "raise or drop"),
             "dtype": (self.dtype in ("float32", "bfloat16", "float64"), "float32, bfloat16 or float64"),
             "autocast": (self.autocast in ("off", "bfloat16"), "off or bfloat16"),
+            "sampling_weights": (self.sampling_weights in ("model", "bfloat16"), "model or bfloat16"),
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
             "eval_prompts": (self.eval_prompts >= 0, "0 or more"),
             "eval_samples": (self.eval_samples >= 1, "at least 1"),
