@@ -15,8 +15,8 @@ import tempfile
 
 from rich.console import Console
 
-from benchmarks.text import reward
-from benchmarks.text.shapes import FOLDER, QUICK, SAMPLING, SIZES, Sampling, folder, prompt_texts
+from benchmarks.text import reward, work
+from benchmarks.text.shapes import FOLDER, GROUP, QUICK, SAMPLING, SIZES, Sampling, folder, prompt_texts
 from benchmarks.text.timing import Stopwatch, versions
 from unipo.api import configure, start
 from unipo.training import Run
@@ -57,9 +57,10 @@ def main() -> None:
             sampled = run.data.rollouts.tokens_sampled
             watch.mark(sampled - seen)
             seen = sampled
-    watch.say(
-        "token", versions=versions("unipo", "transformers", "torch"), notes=f"{watch.per_step:.0f} tokens per step"
-    )
+    length = watch.per_step / (sampling.groups * GROUP)
+    sampled_once = sampling.groups * work.forward(run.policy.model.config, sampling.prompt, [length] * GROUP)
+    watch.say("token", work=4 * sampled_once / watch.per_step, versions=versions("unipo", "transformers", "torch"),
+              notes=f"{watch.per_step:.0f} tokens per step")  # fmt: skip
 
 
 if __name__ == "__main__":
