@@ -195,14 +195,12 @@ def test_long_runs_are_compiled_and_short_ones_are_not() -> None:
 
 @pytest.mark.usefixtures("watched")
 def test_what_a_graph_computes_is_counted(tmp_path: Path) -> None:
-    """One matrix product per layer, forward and backward twice, and nothing computed twice: a guard against regressions."""
-    run = run_of(tmp_path, "ppo", "on")
+    """One matrix product per hidden layer, forward and backward twice (none for one output), and nothing computed twice."""
+    run = run_of(tmp_path, "ppo", "on", hidden=(8, 8))
     run.advance()
     assert run.learner.compiled is not None
     (graph, *_) = run.learner.compiled._graphs.values()
     assert graph is not None
     products = [n for n in graph.graph.run.graph.nodes if str(n.target) in ("aten.mm.default", "aten.addmm.default")]
     layers, networks = 2, 2
-    assert len(products) == networks * (layers + layers + (layers - 1)), (
-        "forward, weights' gradients, inputs' gradients"
-    )
+    assert len(products) == networks * (layers + layers + (layers - 1)), "forward, weights' gradients, inputs' gradients"

@@ -64,7 +64,7 @@ class GaussianReturn(Objective):
     def spread_of(self, std: Tensor) -> Tensor:
         """m [n], with this batch in it; of the first batch its own mean."""
         now = std.mean(0)
-        before = torch.stack([torch.as_tensor(number(s)).to(now) for s in self.spreads])
+        before = torch.stack([torch.as_tensor(number(s), dtype=now.dtype, device=now.device) for s in self.spreads])
         return torch.where(before > 0, torch.lerp(before, now, self.rate), now)
 
     def drawn(self, episodes: Episodes) -> Tensor:

@@ -68,7 +68,9 @@ class MLP(nn.Module):
         for layer in layers:
             x = layer(x)
         if self.head.out_features == 1:
-            return (x * self.head.weight[0]).sum(-1, keepdim=True) + self.head.bias  # a product with one column is slower
+            return (x * self.head.weight[0]).sum(
+                -1, keepdim=True
+            ) + self.head.bias  # a product with one column is slower
         return self.head(x)
 
 

@@ -26,7 +26,9 @@ def fingerprint(config: BaseConfig) -> str:
     free = ("out", "keep_checkpoints", "tensorboard", "wandb")
     settings = {k: v for k, v in vars_of(config).items() if k not in free}
     compilers = [bool(shutil.which(name)) for name in ("cc", "gcc", "clang", "c++", "g++", "clang++")]
-    text = json.dumps(settings, sort_keys=True, default=str) + f"{torch.__version__} {torch.get_num_threads()} {compilers}"
+    text = (
+        json.dumps(settings, sort_keys=True, default=str) + f"{torch.__version__} {torch.get_num_threads()} {compilers}"
+    )
     return hashlib.sha256((code.hexdigest() + text).encode()).hexdigest()[:16]
 
 
