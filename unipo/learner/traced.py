@@ -23,7 +23,7 @@ READ = torch.ops.aten._local_scalar_dense.default
 INDEX = torch.ops.aten.index.Tensor
 
 OPTIONS = {"size_asserts": False, "cpp.use_decompose_tanh": True}
-"""Of torch's compiler: tanh from an exponential (1e-7 absolute) takes a quarter of the time, most of an update of PPO's networks."""
+"""Of torch's compiler: tanh from an exponential (1e-7 absolute) takes a quarter of the time, which was most of a PPO update."""
 
 
 class Unsuited(Exception):
