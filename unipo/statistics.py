@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -28,7 +28,7 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
         raise ValueError(f"expected 0 <= successes <= n, found successes={successes}, n={n}")
     if n == 0:
         return 0.0, 1.0
-    z2 = float(stats.norm.ppf(0.5 + confidence / 2)) ** 2
+    z2 = float(special.ndtri(0.5 + confidence / 2)) ** 2
     p = successes / n
     centre, width = p + z2 / (2 * n), math.sqrt(z2 * p * (1 - p) / n + z2**2 / (4 * n**2))
     low, high = (centre - width) / (1 + z2 / n), (centre + width) / (1 + z2 / n)
@@ -46,7 +46,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     mean, n = float(x.mean()), len(x)
     if n == 1:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * float(x.std(ddof=1)) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * float(x.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

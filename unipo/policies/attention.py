@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from unipo.functional.chunked import wide
 from unipo.policies.layout import Block, Layout
@@ -41,7 +41,7 @@ class Unsupported(RuntimeError):
 def attending(config: Any, layout: Layout) -> Iterator[None]:
     """While it lasts, models of this configuration attend as the layout says."""
     before, token = config._attn_implementation, _current.set(layout)
-    config._attn_implementation = NAME
+    config._attn_implementation = registered()
     try:
         yield
     finally:
@@ -110,8 +110,14 @@ def _no_mask(
         raise Unsupported(f"attention within {local_size} positions")
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+@cache
+def registered() -> str:
+    """The name under which Hugging Face models find `attention`; registered when it is first asked for: slow to import."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    return NAME
 
 
 # ---- any device: whole sequences, padded on the right ------------------------------------------------------------------
