@@ -60,8 +60,9 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         rows, end = problems()["held_out"], self.tokenizer.eos_token_id
-        plain = [(self.tokenizer(p)["input_ids"], self.tokenizer(a, add_special_tokens=False)["input_ids"]) for p, a in rows]
-        pairs = [(p, [*a, end]) for p, a in plain]
+        texts = self.tokenizer([p for p, _ in rows])["input_ids"]
+        rights = self.tokenizer([a for _, a in rows], add_special_tokens=False)["input_ids"]
+        pairs = [(p, [*a, end]) for p, a in zip(texts, rights, strict=True)]
         longest = max(len(p) + len(a) for p, a in pairs)
         self.ids = torch.full((len(pairs), longest), end)
         self.answers = torch.zeros(len(pairs), longest, dtype=torch.bool)
@@ -112,7 +113,7 @@ class Race:
         result = {
             "unit": "run", "units": 1, "cpu_seconds": seconds, "wall_seconds": time.perf_counter() - self.wall,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "notes": f"{self.steps} steps to {100 * reached:.1f} %{missed}",
+            "notes": f"seed {given.seed}, {self.steps} steps to {100 * reached:.1f} %{missed}",
             "gate": {"curve": self.curve, "steps": self.steps, "setting": vars(given)},
         }  # fmt: skip
         print(json.dumps(result | more), flush=True)
@@ -124,9 +125,10 @@ def arguments(methods: Sequence[str] | None, doc: str) -> argparse.Namespace:
     parser.add_argument("method", choices=methods)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--prompts", type=int, default=32, help="per optimiser step, with 8 answers each")
-    parser.add_argument("--seed", type=int, default=0, help="-1: another one in each call, counted in build/bench")
+    parser.add_argument("--seed", type=int, default=0, help="-1: a fresh one, which is told")
     parser.add_argument("--cap", type=float, default=240.0, help="processor seconds")
     given = parser.parse_args()
+    given.seed = given.seed if given.seed >= 0 else int.from_bytes(os.urandom(3))
     return given
 
 

@@ -19,13 +19,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cispo": {"minibatches": 1},
 }
 """One update per batch, as TRL's; the other methods do that by themselves."""
+DEMOS: dict[str, Any] = {"demos": "task", "demos_per_step": 64, "dataset_rows": shared.TRAIN}
+"""For methods that also imitate: right answers to training problems, written by the task."""
 
 
 def main() -> None:
     given = shared.arguments(None, __doc__ or "")
     options = {name: keywords for name, keywords in OPTIONS.items() if name in given.method}
     shared.problems()
-    mixed = {"demos": "task"} if "sft" in given.method or "chord" in given.method else {}
+    mixed = DEMOS if "sft" in given.method else {}
     with tempfile.TemporaryDirectory() as folder:
         config, recipe = configure(
             given.method, "arithmetic", options, model=str(shared.TINY), reward=f"{shared.__file__}:exact",

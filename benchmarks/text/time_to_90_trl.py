@@ -18,6 +18,8 @@ from benchmarks.text.timing import versions
 from benchmarks.text.trl_update import FAST
 
 LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo")
+UPPER = {"dapo": {"epsilon_high": 0.28}, "cispo": {"epsilon_high": 5.0}}
+"""The published upper clips."""
 ROWS = 128
 """Completions per forward pass at most."""
 
@@ -41,14 +43,13 @@ def main() -> None:
     train, tokenizer = shared.problems()["train"], AutoTokenizer.from_pretrained(shared.TINY)
     batch = given.prompts * shared.GROUP
     settings = {**FAST, "learning_rate": given.lr, "max_steps": 10**6, "seed": given.seed}
-    clip = {"epsilon_high": 5.0} if given.method == "cispo" else {"epsilon_high": 0.28} if given.method == "dapo" else {}
     race = shared.race(tokenizer, given)
     with tempfile.TemporaryDirectory() as out:
         config = GRPOConfig(
             per_device_train_batch_size=min(ROWS, batch), gradient_accumulation_steps=max(1, batch // ROWS),
             num_generations=shared.GROUP, max_completion_length=shared.LONGEST, beta=0.0, num_iterations=1,
             loss_type=given.method, epsilon=0.2, temperature=1.0, top_p=1.0, top_k=0, log_completions=False,
-            mask_truncated_completions=False, output_dir=out, **clip, **settings,
+            mask_truncated_completions=False, output_dir=out, **UPPER.get(given.method, {}), **settings,
         )  # fmt: skip
         rows = {"prompt": [p for p, _ in train], "answer": [a for _, a in train]}
         trainer = GRPOTrainer(model=str(shared.TINY), reward_funcs=shared.exact, args=config,
