@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file; rows that are not run now stay in it")
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    rows = [shaped(row, given) for row in chosen(ROWS, given.rows)]
+    wanted = chosen(ROWS, given.rows)
+    rows = [shaped(row, given) for row in wanted if given.rows or not (given.quick and row.extra)]
     with Forks() as run:
         bench(rows, run, given.quick, given.out, console)
 

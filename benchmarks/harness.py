@@ -89,7 +89,8 @@ def no_gate(ours: Sequence[Result], theirs: Sequence[Result]) -> str:
 class Row:
     """`goal`: the ratio to reach (of issue 4), or the share of the limit for a row without peers. `also`: further sides of
     ours, shown on lines of their own. `limit`: a side that measures what the machine could do, in units of its own.
-    `column`: cpu_seconds or wall_seconds; what counts. `turns`, `quick_turns`: of each peer; ours has one more.
+    `column`: cpu_seconds or wall_seconds; what counts. `turns`, `quick_turns`: of each peer; ours has one more. `extra`: not in
+    QUICK=1 unless it is named.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Row:
     gate: Gate = no_gate
     limit: Side | None = None
     threads: int = 1
+    extra: bool = False
 
 
 class SideFailed(RuntimeError):

@@ -80,7 +80,7 @@ SAC = (
         also=(ours("float32", "sac-halfcheetah", quick=None),
               ours("not compiled", "sac-halfcheetah", "--set", "compile=off", quick=None)),
         gate=stored_returns("sac-halfcheetah"), limit=limit("products", "sac-halfcheetah", "--precision", "bfloat16")),
-    Row(name="sac-halfcheetah-bfloat16", title="the same, peers with bfloat16 products too", goal=1.7,
+    Row(name="sac-halfcheetah-bfloat16", title="the same, peers with bfloat16 products too", goal=1.7, extra=True,
         ours=ours("unipo", "sac-halfcheetah", *BFLOAT16),
         peers=(*sac_peers("autocast", "cleanrl_style_sac"), *sac_peers("mkldnn", "")), gate=stored_returns("sac-halfcheetah"),
         limit=limit("products", "sac-halfcheetah", "--precision", "bfloat16")),
@@ -103,7 +103,7 @@ def offline_row(method: str, width: int, title: str) -> Row:
     name, given = (method if wide else f"{method}-{width}"), (*sized, *(BFLOAT16 if wide else ()))
     also = (ours("float32", method, *sized, quick=None),) if wide else ()
     also += (ours("not compiled", method, *sized, "--set", "compile=off", quick=None),)
-    return Row(name=name, title=title, goal=3.0, ours=ours("unipo", method, *given), also=also, peers=peers,
+    return Row(name=name, title=title, goal=3.0, ours=ours("unipo", method, *given), also=also, peers=peers, extra=not wide,
                gate=stored_returns(method),
                limit=limit("products", method, *sized, "--precision", "bfloat16" if wide else "float32"))  # fmt: skip
 

@@ -7,6 +7,7 @@ told: that call belongs to the function itself, the slow twin.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from unipo.sources.native import user_cache
 
 Changes = Sequence[tuple[Tensor, Tensor]]
 """(a tensor that lives on, its new value)."""
@@ -167,14 +170,20 @@ def inductor(traced: fx.GraphModule, example: Sequence[Tensor]) -> Callable[...,
 
     What is called is the innermost of the compiler's layers: the others are about gradients and aliases, of which there are none.
     """
+    from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # slow to import
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "graphs"))
     made: list[Any] = []
 
     def inner(*arguments: Any, **keywords: Any) -> Any:
         made.append(compile_fx_inner(*arguments, **keywords))
         return made[-1]
 
-    compile_fx(traced, list(example), inner_compile=inner, config_patches=OPTIONS)
+    kept = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without which nothing is kept for later runs
+    with tracing(kept), torch._functorch.config.patch(enable_autograd_cache=False):
+        compile_fx(traced, list(example), inner_compile=inner, config_patches=OPTIONS, ignore_shape_env=True)
     (code,) = made
     return lambda *inputs: code.current_callable(list(inputs))

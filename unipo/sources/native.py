@@ -76,11 +76,16 @@ def _blas(function: str) -> int | None:
     return None
 
 
+def user_cache() -> Path:
+    """Where compiled code of this machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unipo"
+
+
 def _compiled(compiler: str) -> Path:
     """The shared library for this source, compiler and processor; made under another name first, so that it is whole."""
     identity = [SOURCE.read_text(), compiler, *FLAGS, *map(str, VARIANTS), _processor()]
     name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unipo"
+    folder = user_cache()
     path = folder / f"decoding-{name}.so"
     if path.exists():
         return path
