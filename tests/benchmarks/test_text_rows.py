@@ -64,4 +64,5 @@ def test_every_row_has_sides_that_exist_and_peers_under_quick() -> None:
         sides = [row.ours, *row.peers, *row.also, *([row.limit] if row.limit else [])]
         assert all(find_spec(side.command[1]) for side in sides)
         assert len({side.name for side in sides}) == len(sides)
-        assert row.limit or len([side for side in row.peers if side.quick is not None]) >= 2
+        releases = 1 if row.name == "grpo-time-to-90" else 2  # runs are long: the faster release alone
+        assert row.limit or len([side for side in row.peers if side.quick is not None]) >= releases

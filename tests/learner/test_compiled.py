@@ -203,4 +203,6 @@ def test_what_a_graph_computes_is_counted(tmp_path: Path) -> None:
     assert graph is not None
     products = [n for n in graph.graph.run.graph.nodes if str(n.target) in ("aten.mm.default", "aten.addmm.default")]
     layers, networks = 2, 2
-    assert len(products) == networks * (layers + layers + (layers - 1)), "forward, weights' gradients, inputs' gradients"
+    assert len(products) == networks * (layers + layers + (layers - 1)), (
+        "forward, weights' gradients, inputs' gradients"
+    )
