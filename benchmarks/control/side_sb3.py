@@ -18,25 +18,11 @@ prepare(GIVEN.threads)
 import torch  # noqa: E402
 from stable_baselines3 import PPO as Ppo  # noqa: E402
 from stable_baselines3 import SAC as Sac  # noqa: E402
-from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
+from benchmarks.control.timed import Timed  # noqa: E402
+
 LIBRARIES = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
-
-
-class Timed(BaseCallback):
-    """Tells the meter of every rollout: an update of PPO follows it, one of SAC goes before the next."""
-
-    def __init__(self, meter: Meter, per_rollout: int) -> None:
-        super().__init__()
-        self.meter, self.per_rollout, self.begun = meter, per_rollout, False
-
-    def _on_rollout_start(self) -> None:
-        self.going = self.meter.add(self.per_rollout) if self.begun else True
-        self.begun = True
-
-    def _on_step(self) -> bool:
-        return self.going
 
 
 def build(row: str, seed: int) -> tuple[Any, Meter]:

@@ -21,25 +21,11 @@ import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import sbx  # noqa: E402
 import torch  # noqa: E402
-from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
+from benchmarks.control.timed import Timed  # noqa: E402
+
 LIBRARIES = ("sbx-rl", "jax", "stable-baselines3", "gymnasium", "mujoco", "numpy")
-
-
-class Timed(BaseCallback):
-    """Tells the meter of every rollout."""
-
-    def __init__(self, meter: Meter, per_rollout: int) -> None:
-        super().__init__()
-        self.meter, self.per_rollout, self.begun = meter, per_rollout, False
-
-    def _on_rollout_start(self) -> None:
-        self.going = self.meter.add(self.per_rollout) if self.begun else True
-        self.begun = True
-
-    def _on_step(self) -> bool:
-        return self.going
 
 
 def build(row: str) -> tuple[Any, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unipo import api
 from unipo.episodes import Column
-from unipo.learner import compiled, summary, traced
+from unipo.learner import compiled, traced
 from unipo.methods.catalog import METHODS, build
 from unipo.training.build_control import build_control
 from unipo.training.config import ControlConfig
@@ -76,6 +76,22 @@ def test_both_twins_train_alike(tmp_path: Path, slug: str) -> None:
         assert a.keys() == b.keys()
         for name in a.keys() - {"seconds"}:
             assert b[name] == pytest.approx(a[name], rel=2e-2, abs=2e-4, nan_ok=True), name
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.parametrize("slug", ["td3", "sac"])
+def test_mixed_precision_is_the_same_in_both_twins(tmp_path: Path, slug: str) -> None:
+    """The graph rounds where the plain update rounds, the backup of the next state included; float32 differs from both."""
+    runs = [run_of(tmp_path / str(i), slug, c, autocast=a, hidden=(8, 8))
+            for i, (c, a) in enumerate((("off", "bfloat16"), ("on", "bfloat16"), ("off", "off")))]  # fmt: skip
+    for run in runs:
+        run.advance()
+    plain, fast, exact = (state(run) for run in runs)
+    assert runs[1].learner.compiled is not None
+    assert runs[1].learner.compiled.given_up == ""
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=2e-3, atol=2e-5, msg=name)
+    assert any(not torch.allclose(exact[name], tensor, rtol=2e-3, atol=2e-5) for name, tensor in plain.items())
 
 
 @pytest.mark.parametrize("slug", ["ppo", "sac"])
@@ -141,7 +157,7 @@ def test_code_whose_shapes_depend_on_the_data_is_not_compiled(tmp_path: Path) ->
 
 
 def test_a_machine_without_a_compiler_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced.shutil, "which", lambda name: None)
+    monkeypatch.setattr(traced, "cpp_compiler", lambda: None)
     run = run_of(tmp_path, "ppo", "on")
     with pytest.warns(UserWarning, match="not compiled: there is no C.. compiler") as told:
         run.advance()
@@ -190,7 +206,6 @@ def test_long_runs_are_compiled_and_short_ones_are_not() -> None:
         config, _ = api.configure("sac", "Pendulum-v1", {}, total_timesteps=steps)
         assert isinstance(config, ControlConfig)
         assert config.compiles(steps) is expected
-    assert summary  # what is compared above
 
 
 @pytest.mark.usefixtures("watched")

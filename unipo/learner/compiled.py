@@ -32,6 +32,7 @@ MISSES = 3
 VERIFIED = 2
 """Updates that a graph makes beside the slow twin, to be compared."""
 ROUNDING = 1e-6
+"""Differences of this share of a tensor's size are rounding, however little the update changed it."""
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Largest relative difference between the twins in what an update changes (Adam's first steps are signs, also of rounding)."""
 

@@ -142,7 +142,9 @@ class Learner:
     def _prepared(self, episodes: Episodes) -> Episodes:
         if self.prepare is None:
             return episodes
-        with torch.autocast(episodes.device.type, torch.bfloat16, enabled=self.settings.autocast != "off"):
+        if self.settings.autocast == "off":
+            return self.prepare(episodes)
+        with torch.autocast(episodes.device.type, dtype=getattr(torch, self.settings.autocast)):
             return self.prepare(episodes)
 
     def _names(self, objective: Objective) -> list[str]:

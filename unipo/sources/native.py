@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import warnings
@@ -20,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from unipo.compilers import c_compiler, user_cache
 
 SOURCE = Path(__file__).with_name("fused.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
@@ -48,7 +49,7 @@ class Library:
 @cache
 def library() -> Library | None:
     """The compiled functions; None where they cannot be had."""
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    compiler = c_compiler()
     if compiler is None or not SOURCE.exists():
         lacking = "there is no C compiler" if compiler is None else f"{SOURCE.name} is not installed"
         warnings.warn(f"decoding with torch's operations, which is slower: {lacking}", stacklevel=2)
@@ -74,11 +75,6 @@ def _blas(function: str) -> int | None:
             found = getattr(ctypes.CDLL(str(path)), function, None)
             return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
     return None
-
-
-def user_cache() -> Path:
-    """Where compiled code of this machine is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unipo"
 
 
 def _compiled(compiler: str) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import unipo
+from unipo.compilers import c_compiler, cpp_compiler
 from unipo.training.config import BaseConfig
 
 ROOT = Path(unipo.__file__).parent
@@ -25,7 +25,7 @@ def fingerprint(config: BaseConfig) -> str:
             code.update(path.read_bytes())
     free = ("out", "keep_checkpoints", "tensorboard", "wandb")
     settings = {k: v for k, v in vars_of(config).items() if k not in free}
-    compilers = [bool(shutil.which(name)) for name in ("cc", "gcc", "clang", "c++", "g++", "clang++")]
+    compilers = [c_compiler() is not None, cpp_compiler() is not None]
     text = (
         json.dumps(settings, sort_keys=True, default=str) + f"{torch.__version__} {torch.get_num_threads()} {compilers}"
     )

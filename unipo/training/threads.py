@@ -14,7 +14,8 @@ def use_threads(asked: int, width: int = WIDE) -> None:
     if asked:
         torch.set_num_threads(asked)
     elif width < WIDE:
-        _usual[:] = _usual or [torch.get_num_threads()]
+        if torch.get_num_threads() > 1:
+            _usual[:] = [torch.get_num_threads()]
         torch.set_num_threads(1)
     elif _usual:
         torch.set_num_threads(_usual.pop())
