@@ -236,9 +236,11 @@ def test_rounded_weights_sample_near_the_model_and_record_what_was_sampled(token
 
 
 # ---- machines ----------------------------------------------------------------------------------------------------------
-def test_a_machine_without_a_compiler_uses_torch(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_uses_torch(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     native.library.cache_clear()
     try:
         made = Sampler(model_of("llama"), tokenizer, SamplerSettings(max_tokens=4))
