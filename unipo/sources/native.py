@@ -6,11 +6,6 @@ Without a C compiler `library()` is None and torch's operations are used.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import subprocess
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -20,18 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unipo.compilers import c_compiler, user_cache
+from unipo.compilers import NotCompiled, loaded
 
 SOURCE = Path(__file__).with_name("fused.c")
-FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-fassociative-math", "-ffinite-math-only")  # fmt: skip
-VARIANTS = (
-    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    ("-march=native", "-fopenmp"),
-    ("-mcpu=native",),
-    (),
-)
-"""Tried in turn: compilers differ in what they know."""
 LANES = 16
 """Most columns that `fused.c` reads at once: memory has a multiple of it, and as many beyond those in use."""
 
@@ -49,22 +35,17 @@ class Library:
 @cache
 def library() -> Library | None:
     """The compiled functions; None where they cannot be had."""
-    compiler = c_compiler()
-    if compiler is None or not SOURCE.exists():
-        lacking = "there is no C compiler" if compiler is None else f"{SOURCE.name} is not installed"
-        warnings.warn(f"decoding with torch's operations, which is slower: {lacking}", stacklevel=2)
-        return None
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(f"decoding in torch, since {SOURCE.name} could not be compiled: {str(error)[:200]}", stacklevel=2)
+        found = loaded(SOURCE)
+    except NotCompiled as error:
+        warnings.warn(f"decoding in torch's operations, which is slower: {error}", stacklevel=2)
         return None
     pointer, long = ctypes.c_void_p, ctypes.c_int64
-    loaded.step.argtypes, loaded.step.restype = [pointer, long, long, pointer, pointer, pointer], None
-    loaded.draw.argtypes = [pointer, long, long, ctypes.c_double, pointer, pointer, pointer]
-    loaded.product.argtypes = [long, long, long, pointer, long, pointer, pointer, ctypes.c_int]
-    loaded.draw.restype = loaded.product.restype = None
-    return Library(loaded.step, loaded.draw, loaded.product, _blas("gemm_bf16bf16f32_"))
+    found.step.argtypes, found.step.restype = [pointer, long, long, pointer, pointer, pointer], None
+    found.draw.argtypes = [pointer, long, long, ctypes.c_double, pointer, pointer, pointer]
+    found.product.argtypes = [long, long, long, pointer, long, pointer, pointer, ctypes.c_int]
+    found.draw.restype = found.product.restype = None
+    return Library(found.step, found.draw, found.product, _blas("gemm_bf16bf16f32_"))
 
 
 def _blas(function: str) -> int | None:
@@ -75,38 +56,6 @@ def _blas(function: str) -> int | None:
             found = getattr(ctypes.CDLL(str(path)), function, None)
             return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
     return None
-
-
-def _compiled(compiler: str) -> Path:
-    """The shared library for this source, compiler and processor; made under another name first, so that it is whole."""
-    identity = [SOURCE.read_text(), compiler, *FLAGS, *map(str, VARIANTS), _processor()]
-    name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
-    folder = user_cache()
-    path = folder / f"decoding-{name}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(handle)
-    for variant in VARIANTS:
-        command = [compiler, *FLAGS, *variant, str(SOURCE), "-o", draft, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode == 0:
-            os.replace(draft, path)
-            return path
-    os.unlink(draft)
-    raise OSError(done.stderr.strip() or f"{compiler} failed")
-
-
-def _processor() -> str:
-    """What distinguishes processors with other instructions."""
-    info = Path("/proc/cpuinfo")
-    flags = (
-        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
-        if info.exists()
-        else []
-    )
-    return " ".join([platform.machine(), platform.processor(), *flags[:1]])
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------
