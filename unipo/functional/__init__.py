@@ -4,6 +4,7 @@ Shapes: [N] steps, [E] episodes, [G] groups, [P] pairs. `index` is the int64 seg
 segments. Nothing here mutates its inputs; ratios are formed in log space and clamped before `exp`.
 
     advantages    subtract `group_mean` `leave_one_out_mean` `batch_mean`, divide by `group_std` `batch_std`: `normalize`;
+                  `group_variance`, `group_softmax`;
                   `beta_parameters` `beta_scale` (BNPO); over time `gae` `discounted_return`
     weights       `log_ratio` `token_ratio` `sequence_ratio` `geometric_ratio`; masks `clip_mask` `dual_clip_mask`
                   `two_side_mask` `ring_mask`; tapers `truncate` `taper`; `effective_sample_size`
@@ -24,7 +25,9 @@ from unipo.functional.advantages import (
     discounted_return,
     gae,
     group_mean,
+    group_softmax,
     group_std,
+    group_variance,
     leave_one_out_mean,
     normalize,
 )
@@ -85,7 +88,9 @@ __all__ = [
     "generalised_jsd",
     "geometric_ratio",
     "group_mean",
+    "group_softmax",
     "group_std",
+    "group_variance",
     "hinge",
     "k1",
     "k2",

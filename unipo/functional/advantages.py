@@ -21,7 +21,9 @@ __all__ = [
     "discounted_return",
     "gae",
     "group_mean",
+    "group_softmax",
     "group_std",
+    "group_variance",
     "leave_one_out_mean",
     "normalize",
 ]
@@ -55,10 +57,23 @@ def batch_mean(values: Tensor) -> Tensor:
 
 def group_std(values: Tensor, index: Tensor, n: int, unbiased: bool = True) -> Tensor:
     """Standard deviation of each entry's own group: [E] -> [E]; exactly 0 for equal values and groups of one."""
+    return group_variance(values, index, n, unbiased).sqrt()
+
+
+def group_variance(values: Tensor, index: Tensor, n: int, unbiased: bool = True) -> Tensor:
+    """Variance of each entry's own group: [E] -> [E]; exactly 0 for equal values and groups of one. Smooth, the std is not."""
     square = (values - group_mean(values, index, n)).square()
     count = torch.bincount(index, minlength=n).to(values.dtype)
     denominator = (count - 1 if unbiased else count).clamp(min=1)
-    return (segment_reduce(square, index, n) / denominator).sqrt()[index]
+    return (segment_reduce(square, index, n) / denominator)[index]
+
+
+def group_softmax(values: Tensor, index: Tensor, n: int, where: Tensor) -> Tensor:
+    """Softmax over the entries of each group that `where` (bool [E]) names: [E] -> [E]; 0 elsewhere. Shares that sum to 1."""
+    same_length(values=values, index=index, where=where)
+    top = segment_reduce(values.masked_fill(~where, -torch.inf), index, n, "max")[index]
+    size = torch.where(where, (values - torch.where(where, top, values)).exp(), 0.0)
+    return size / torch.where(where, segment_reduce(size, index, n)[index], 1.0)
 
 
 def batch_std(values: Tensor, unbiased: bool = True) -> Tensor:

@@ -29,5 +29,6 @@ from unipo.objectives.pathwise import *
 from unipo.objectives.post_decision import *
 from unipo.objectives.regression import *
 from unipo.objectives.returns import *
+from unipo.objectives.scores import *
 from unipo.objectives.terms import *
 from unipo.objectives.weights import *

@@ -32,6 +32,8 @@ __all__ = [
     "Plain",
     "Scale",
     "ShapedOutcome",
+    "SmoothStd",
+    "Standardised",
     "Whitened",
 ]
 
@@ -155,6 +157,20 @@ class GroupStd(Scale):
 
 
 @dataclass(frozen=True)
+class SmoothStd(Scale):
+    """sqrt(variance over the group + eps^2), population variance: a scale that is smooth where nothing varies yet."""
+
+    eps: float = 1.0
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        index, n = episodes.index("group", "episode"), episodes.count("group")
+        return (F.group_variance(values, index, n, unbiased=False) + self.eps**2).sqrt()
+
+
+@dataclass(frozen=True)
 class BatchStd(Scale):
     """Standard deviation over all rows of the term plus `eps`."""
 
@@ -182,6 +198,19 @@ class BetaScale(Scale):
         rate = episodes.reduce(values, to="group", how="mean", level="episode").clamp(0.0, 1.0)
         alpha, beta = self.parameters or F.beta_parameters(rate)
         return episodes.expand(F.beta_scale(rate, alpha, beta), to="episode", level="group")
+
+
+@dataclass(frozen=True)
+class Standardised(Part):
+    """(R - center) / scale of each episode [E]; exactly 0 in a group of one and in a group of equal rewards."""
+
+    center: Center = GroupMean()
+    scale: Scale = Scale()
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        values = self.outcome(episodes, signals)
+        return F.normalize(values, self.center.of(values, episodes), self.scale.of(values, episodes))
 
 
 # ---- advantages: [N] -------------------------------------------------------------------------------------------------
@@ -216,9 +245,7 @@ class Normalised(Advantage):
     outcome: Part = Outcome()
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        values = self.outcome(episodes, signals)
-        centre, scale = self.center.of(values, episodes), self.scale.of(values, episodes)
-        return episodes.expand(F.normalize(values, centre, scale))
+        return episodes.expand(Standardised(self.center, self.scale, self.outcome)(episodes, signals))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ __all__ = [
     "Budget",
     "EpisodeMean",
     "EpisodeSum",
+    "GroupSum",
     "TokenMean",
     "Total",
 ]
@@ -60,6 +61,17 @@ class EpisodeSum(Aggregate):
 
     def of(self, x: Tensor, episodes: Episodes) -> Tensor:
         return _divided(F.episode_sum(x, len(episodes)))
+
+
+@dataclass(frozen=True)
+class GroupSum(Aggregate):
+    """Mean over groups of the sum over their episodes of the mean over steps: what shares that add up to 1 are for."""
+
+    along_episodes: ClassVar[bool] = True
+
+    def of(self, x: Tensor, episodes: Episodes) -> Tensor:
+        numerator, _ = F.episode_mean(x, episodes.index("episode"), len(episodes))
+        return numerator / max(episodes.count("group"), 1)
 
 
 @dataclass(frozen=True)

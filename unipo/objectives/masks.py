@@ -18,6 +18,7 @@ __all__ = [
     "DualClipMask",
     "Product",
     "RingMask",
+    "Spread",
     "SuccessGate",
     "TwoSideMask",
     "success_rate",
@@ -93,6 +94,17 @@ class SuccessGate(AdvantageMask):
 
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         return episodes.expand(success_rate(episodes) > self.threshold, level="group")
+
+
+@dataclass(frozen=True)
+class Spread(AdvantageMask):
+    """Kept: steps of groups whose advantages differ by more than `least`."""
+
+    least: float = 0.0
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        high, low = (episodes.reduce(advantage, to="group", how=how) for how in ("max", "min"))
+        return episodes.expand(high - low > self.least, level="group")
 
 
 def success_rate(episodes: Episodes) -> Tensor:

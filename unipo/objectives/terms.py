@@ -1,4 +1,4 @@
-"""The terms that methods are made of: policy gradients, likelihoods, penalties and pairs."""
+"""The terms that methods are made of: policy gradients, likelihoods and penalties (on scores of answers: `scores`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from unipo.objectives.base import (
     Knob,
     Needs,
     Objective,
-    Part,
     Rows,
     Signals,
     demonstrations,
     number,
-    pairs,
     rollouts,
 )
 from unipo.objectives.masks import AdvantageMask
@@ -123,6 +121,30 @@ ESTIMATORS = {"k1": F.k1, "k2": F.k2, "k3": F.k3}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class TrustRegion(Objective):
+    """strength / 2 * max( KL(to || pi) - limit, 0 )^2: nothing inside the region, then a pull back in the place of a clip.
+
+    KL is the aggregate of an estimator on samples of `to`: k1 is mean( log to - log pi ). By default `to` is the policy before
+    the update, so that the first update of a batch is free.
+    """
+
+    strength: float | Knob = 1e3
+    limit: float | Knob = 1e-4
+    estimator: str = "k1"
+    to: str = "old"
+    aggregate: Aggregate = TokenMean()
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp kind", signals="logp")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        kl = ESTIMATORS[self.estimator](-F.log_ratio(signals["logp"], episodes[f"{self.to}_logp"]))
+        beyond = (self.aggregate.of(kl, episodes) - number(self.limit)).clamp(min=0.0)
+        return number(self.strength) / 2 * beyond.square(), {f"kl_{self.to}": kl}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Bonus(Objective):
     """- aggregate(signal): what is rewarded directly, such as the entropy of the policy at each step.
 
@@ -146,95 +168,11 @@ class Bonus(Objective):
         return self.aggregate.of(-signal, episodes), {f"kl_{anchor}": signal} if anchor else {}
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class LogRatioScore(Part):
-    """h(y) = beta * sum_t log( pi(y_t) / to(y_t) ) per episode [E], differentiable in the policy."""
-
-    beta: float | Knob = 0.1
-    to: str = "reference"
-
-    def own_needs(self) -> Needs:
-        return Needs.of(columns=f"{self.to}_logp", signals="logp")
-
-    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        return number(self.beta) * episodes.reduce(signals["logp"] - episodes[f"{self.to}_logp"])
-
-
-@dataclass(frozen=True)
-class Link(Part):
-    """A loss on the margin between two scores: `of(margin [P]) -> [P]`. This one is logistic: -log sigmoid(margin)."""
-
-    label_smoothing: float = 0.0
-
-    def of(self, margin: Tensor) -> Tensor:
-        return F.logistic(margin, self.label_smoothing)
-
-
-@dataclass(frozen=True)
-class SquaredLink(Link):
-    """(margin - target)^2: IPO."""
-
-    target: float = 1.0
-
-    def of(self, margin: Tensor) -> Tensor:
-        return F.squared(margin, self.target)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Pairwise(Objective):
-    """L = mean over pairs of link( score(chosen) - score(rejected) ); a pair is a group of two episodes."""
-
-    score: Part = LogRatioScore()
-    link: Link = Link()
-    rows: Rows = pairs
-
-    def own_needs(self) -> Needs:
-        return Needs.of(columns="chosen kind", signals="logp", group_size=2)
-
-    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
-        score = self.score(episodes, signals)
-        signed = torch.where(episodes["chosen"], score, -score)
-        margin = episodes.reduce(signed, to="group", level="episode")
-        complete = episodes.lengths("group", "episode") == 2
-        loss = self.link.of(margin[complete]).sum() / max(int(complete.sum()), 1)
-        won = (margin.detach() > 0).to(score.dtype)
-        return loss, {"preferred": episodes.expand(won, level="group"),
-                      "margin": episodes.expand(margin.detach(), level="group")}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class GroupSquare(Objective):
-    """Mean over groups of the mean over unordered pairs of (a_i - a_j)^2 / (2 beta), a = R - beta * log(pi / to).
-
-    The gradient flows through the policy inside `a` (CoPG, arXiv 2406.19185; REC's pairwise loss with `to="old"`).
-    """
-
-    beta: float | Knob = 0.1
-    to: str = "reference"
-    outcome: Part
-    rows: Rows = rollouts
-
-    def own_needs(self) -> Needs:
-        return Needs.of(columns=f"{self.to}_logp kind", signals="logp", group_size=2)
-
-    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
-        reward = self.outcome(episodes, signals).to(signals["logp"].dtype)
-        score = reward - LogRatioScore(self.beta, self.to)(episodes, signals)
-        index, n = episodes.index("group", "episode"), episodes.count("group")
-        per_group = F.pairwise_square(score, index, n) / (2 * number(self.beta))
-        return per_group.mean(), {}
-
-
 __all__ = [
     "Bonus",
-    "GroupSquare",
     "KLPenalty",
     "Likelihood",
-    "Link",
-    "LogRatioScore",
-    "Pairwise",
     "PolicyGradient",
-    "SquaredLink",
     "Surrogate",
+    "TrustRegion",
 ]

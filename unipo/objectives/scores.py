@@ -1,0 +1,211 @@
+"""Losses on scores of whole answers: margins between preferred and other answers, and regressions of log-ratios to rewards.
+
+With rho_i = log( pi(y_i) / to(y_i) ) summed over the answer and R_i its reward, most quadratic losses on groups are one, the
+variance over the group of a_i = R_i - beta rho_i (Var with divisor G):
+
+    regression with a free constant       ScoreRegression(center=GroupMean())       Var(a) / (2 beta^2)
+    pairs of a group (CoPG, REC)          GroupSquare                               G / (G - 1) Var(a) / beta
+    standardised on both sides            ScoreRegression(scale=SmoothStd())        1 - correlation of R and rho, as eps -> 0
+
+all with the minimiser to * exp(R / beta) / Z on full support. Without the free constant the target must be normalised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.objectives.advantages import Advantage, AffineOutcome, Center, GroupMean, Outcome, Scale
+from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, pairs, rollouts
+from unipo.objectives.masks import AdvantageMask
+from unipo.objectives.regression import Squared
+
+__all__ = [
+    "Brevity",
+    "Contrast",
+    "GroupSquare",
+    "Link",
+    "LogRatioScore",
+    "MeanLogp",
+    "Pairwise",
+    "ScoreRegression",
+    "SquaredLink",
+]
+
+
+# ---- scores of answers: [E] -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class LogRatioScore(Part):
+    """h(y) = beta * sum_t log( pi(y_t) / to(y_t) ) per episode [E], differentiable in the policy."""
+
+    beta: float | Knob = 0.1
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp", signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return number(self.beta) * episodes.reduce(signals["logp"] - episodes[f"{self.to}_logp"])
+
+
+@dataclass(frozen=True)
+class MeanLogp(Part):
+    """s(y) = mean_t log pi(y_t) per episode [E], differentiable in the policy; 0 for an answer without steps."""
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes.reduce(signals["logp"], how="mean")
+
+
+@dataclass(frozen=True)
+class Brevity(Part):
+    """1 - T / longest [E]: how much shorter than the longest answer allowed; needs no column."""
+
+    longest: float
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return 1.0 - episodes.lengths().double() / self.longest
+
+
+@dataclass(frozen=True)
+class Contrast(Advantage):
+    """Right answers share +1 by softmax( preference / temper ), wrong ones share -1 by softmax( score / tau ).
+
+    Right: outcome above 1/2. `preference` tells right answers apart, never right from wrong; `temper` and `tau` inf make the
+    shares equal. A group that is all right or all wrong has advantage 0.
+    """
+
+    preference: Part
+    temper: float = 0.1
+    tau: float = 10.0
+    score: Part = MeanLogp()
+    outcome: Part = Outcome()
+
+    def own_needs(self) -> Needs:
+        return Needs(group_size=2)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        index, n = episodes.index("group", "episode"), episodes.count("group")
+        right = self.outcome(episodes, signals) > 0.5
+        score = self.score(episodes, signals)
+        raised = F.group_softmax(self.preference(episodes, signals).to(score.dtype) / self.temper, index, n, right)
+        lowered = F.group_softmax(score / self.tau, index, n, ~right)
+        mixed = torch.stack([episodes.reduce(x, to="group", how="any", level="episode") for x in (right, ~right)]).all(
+            0
+        )
+        return episodes.expand(torch.where(mixed[index], raised - lowered, 0.0))
+
+
+# ---- preferences -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Link(Part):
+    """A loss on the margin between two scores: `of(margin [P]) -> [P]`. This one is logistic: -log sigmoid(margin)."""
+
+    label_smoothing: float = 0.0
+
+    def of(self, margin: Tensor) -> Tensor:
+        return F.logistic(margin, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class SquaredLink(Link):
+    """(margin - target)^2: IPO."""
+
+    target: float = 1.0
+
+    def of(self, margin: Tensor) -> Tensor:
+        return F.squared(margin, self.target)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pairwise(Objective):
+    """L = mean over groups of link( mean score of the chosen - mean score of the others ); most often a pair of answers.
+
+    A group without a chosen or without another answer is left out.
+    """
+
+    score: Part = LogRatioScore()
+    link: Link = Link()
+    rows: Rows = pairs
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="chosen kind", signals="logp", group_size=2)
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        score, chosen = self.score(episodes, signals), episodes["chosen"]
+        counts = [episodes.reduce(side.to(score), to="group", level="episode") for side in (chosen, ~chosen)]
+        won, lost = (episodes.expand(1 / n.clamp(min=1), to="episode", level="group") for n in counts)
+        margin = episodes.reduce(torch.where(chosen, won * score, -lost * score), to="group", level="episode")
+        complete = (counts[0] > 0) & (counts[1] > 0)
+        loss = self.link.of(margin[complete]).sum() / max(int(complete.sum()), 1)
+        preferred = (margin.detach() > 0).to(score.dtype)
+        return loss, {"preferred": episodes.expand(preferred, level="group"),
+                      "margin": episodes.expand(margin.detach(), level="group")}  # fmt: skip
+
+
+# ---- regressions -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ScoreRegression(Objective):
+    """The score of an answer is regressed to what it is worth:
+
+        L = mean over groups of mean over members of penalty( e_i - center_g(e) ),   e_i = target_i - score_i / scale_g(score)
+
+    `center` GroupMean: a constant per group is free (the partition function of the optimum); none: the target must be
+    normalised itself. `per` episode: the mean runs over all answers, whatever their groups. `ddof` 1: over a group's pairs
+    rather than its members. A group without any step under `mask` adds 0 and counts. The target is detached.
+    """  # fmt: skip
+
+    target: Part = AffineOutcome(10.0, 0.0)
+    score: Part = LogRatioScore(1.0)
+    center: Center = Center()
+    scale: Scale = Scale()
+    penalty: Squared = Squared()
+    mask: AdvantageMask = AdvantageMask()
+    per: str = "group"
+    ddof: int = 0
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="kind", signals="logp")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        score = self.score(episodes, signals)
+        with torch.no_grad():
+            target = self.target(episodes, signals).to(score.dtype)
+            kept = self.mask.of(episodes.expand(target), episodes, signals)
+            live = episodes.reduce(kept, to="group", how="any")
+        error = target - score / self.scale.of(score, episodes)
+        error = error - self.center.of(error, episodes)
+        each = torch.where(episodes.expand(live, "episode", "group"), self.penalty.of(error), 0.0)
+        index, n = episodes.index(self.per, "episode"), episodes.count(self.per)
+        size = (torch.bincount(index, minlength=n) - self.ddof).clamp(min=1)
+        total = episodes.reduce(each, to=self.per, level="episode")
+        return (total / size).sum() / max(n, 1), {"advantage": episodes.expand(target)}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GroupSquare(Objective):
+    """Mean over groups of the mean over unordered pairs of (a_i - a_j)^2 / (2 beta), a = R - beta * log(pi / to).
+
+    The gradient flows through the policy inside `a` (CoPG, arXiv 2406.19185; REC's pairwise loss with `to="old"`). It is
+    2 / beta times the regression of beta * log(pi / to) to R with a free constant.
+    """
+
+    beta: float | Knob = 0.1
+    to: str = "reference"
+    outcome: Part
+    rows: Rows = rollouts
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp kind", signals="logp", group_size=2)
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        score = LogRatioScore(self.beta, self.to)
+        whole = ScoreRegression(target=self.outcome, score=score, center=GroupMean(), ddof=1)
+        return 2.0 / number(self.beta) * whole.evaluate(episodes, signals)[0], {}
