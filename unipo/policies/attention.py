@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from unipo.functional.chunked import wide
+from unipo.policies.kernels import Runs, attended
 from unipo.policies.layout import Block, Layout
 
 ALMOST_ALL = 0.9
@@ -31,6 +32,7 @@ NAME = "unipo_shared_prompts"
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _current: ContextVar[Layout] = ContextVar("layout")
+_runs_of: ContextVar[Runs | None] = ContextVar("runs", default=None)
 
 
 class Unsupported(RuntimeError):
@@ -38,15 +40,16 @@ class Unsupported(RuntimeError):
 
 
 @contextmanager
-def attending(config: Any, layout: Layout) -> Iterator[None]:
-    """While it lasts, models of this configuration attend as the layout says."""
-    before, token = config._attn_implementation, _current.set(layout)
+def attending(config: Any, layout: Layout, native: bool = False) -> Iterator[None]:
+    """While it lasts, models of this configuration attend as the layout says; `native`: in C, given float32 on a CPU."""
+    before, token, runs = config._attn_implementation, _current.set(layout), _runs_of.set(Runs.of(layout) if native else None)
     config._attn_implementation = registered()
     try:
         yield
     finally:
         config._attn_implementation = before
         _current.reset(token)
+        _runs_of.reset(runs)
 
 
 @contextmanager
@@ -90,6 +93,9 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     if torch.is_autocast_enabled(query.device.type):
         query, key = query.to(value.dtype), key.to(value.dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    runs = _runs_of.get()
+    if runs is not None and query.shape[-1] == value.shape[-1]:
+        return attended(*(x[0].transpose(0, 1) for x in (query, key, value)), runs, scale)[None], None
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
         return _InParts.apply(query[0], key[0], value[0], layout, scale)[None], None
     return in_sequences(query[0], key[0], value[0], layout, scale)[None], None

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from unipo.episodes import Episodes, offsets_of, ranges
 from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, Quantity, chunk_rows, chunked, log_probs
 from unipo.functional.divergences import kl
 from unipo.policies.attention import Unsupported, attending, last_only_where_scored
+from unipo.policies.blocks import same_as_plain, suited, swapped
 from unipo.policies.layout import Layout, Sequences, layout, sequences
 from unipo.policies.memory import keep_freed_memory
 
@@ -75,6 +77,7 @@ class TokenPolicy:
         self.model.eval()
         self._head: Head | None = None
         self._one_row: bool | None = None
+        self._native: bool | None = None
 
     @property
     def emits(self) -> frozenset[str]:
@@ -169,10 +172,15 @@ class TokenPolicy:
         return self._in_buckets(found, episodes.lengths(), head)
 
     def _in_one_row(self, row: Layout) -> Tensor:
-        decoder = decoder_of(self.model)
-        with attending(decoder.config, row), last_only_where_scored(decoder, row):
-            ids, positions = (x[None].to(self.device) for x in (row.tokens, row.positions))
-            hidden = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+        native = suited(decoder_of(self.model)) and self._computes_natively()
+        return self._through(row, native, input_ids=row.tokens[None].to(self.device))
+
+    def _through(self, row: Layout, native: bool, **inputs: Tensor) -> Tensor:
+        """Hidden states [N, d] at the scored places of a row; `native`: computed in C where its modules are known."""
+        decoder, positions = decoder_of(self.model), row.positions[None].to(self.device)
+        blocks = swapped(decoder) if native else nullcontext()
+        with attending(decoder.config, row, native), last_only_where_scored(decoder, row), blocks:
+            hidden = decoder(**inputs, position_ids=positions, use_cache=False).last_hidden_state[0]
         return hidden.index_select(0, row.scored.to(self.device))
 
     def _in_buckets(self, found: Sequences, acted: Tensor, head: Head) -> Tensor:
@@ -241,17 +249,31 @@ class TokenPolicy:
 
     @torch.no_grad()
     def _row_equals_buckets(self, head: Head) -> bool:
-        words = self.vocabulary
-        ids = [[(7 * i + j) % words for j in range(6)] for i in range(4)]
-        probe = sequences(
-            Episodes.build([ids[1][:3], ids[2][:3], ids[0][:1], ids[3][:4]], [ids[0]] * 3 + [ids[3]]), "score"
-        )
+        probe, acted = probe_of(self.vocabulary), torch.tensor([3, 3, 1, 4])
         try:
-            mine, theirs = self._in_one_row(layout(probe)), self._in_buckets(probe, torch.tensor([3, 3, 1, 4]), head)
+            row = layout(probe)
+            mine = self._through(row, False, input_ids=row.tokens[None].to(self.device))
+            theirs = self._in_buckets(probe, acted, head)
         except Exception:  # whatever an architecture does not take: its buckets are used
             return False
         tolerance = min(64 * torch.finfo(theirs.dtype).eps, 0.05)
         return bool((mine - theirs).norm() <= tolerance * theirs.norm())
+
+    def _computes_natively(self) -> bool:
+        """Whether `blocks` give the hidden states and gradients of the model's own code; asked once."""
+        if self._native is None:
+            row, decoder = layout(probe_of(self.vocabulary)), decoder_of(self.model)
+            ways = (partial(self._through, row, native) for native in (False, True))
+            try:
+                self._native = same_as_plain(decoder, *ways, row.tokens)
+            except Exception:  # a forward that takes or gives something else
+                self._native = False
+            if not self._native:
+                warnings.warn(
+                    f"{type(self.model).__name__}: its blocks are not computed in C, which does not give what its own code "
+                    "gives: correct, but slower", stacklevel=2,
+                )  # fmt: skip
+        return self._native
 
     def _switched(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.adapter else self.model.disable_adapter()
@@ -313,6 +335,12 @@ def buckets(lengths: Tensor) -> list[Tensor]:
 def wide_size(x: Tensor) -> int:
     """Bytes of a number in float32 or better."""
     return max(4, x.element_size())
+
+
+def probe_of(words: int) -> Sequences:
+    """Three short sequences behind one prompt and one alone, with 3, 3, 1 and 4 actions."""
+    ids = [[(7 * i + j) % words for j in range(6)] for i in range(4)]
+    return sequences(Episodes.build([ids[1][:3], ids[2][:3], ids[0][:1], ids[3][:4]], [ids[0]] * 3 + [ids[3]]), "score")
 
 
 # ---- models --------------------------------------------------------------------------------------------------------------
