@@ -385,6 +385,13 @@ class Episodes:
         bounds = torch.tensor([0, len(self)], device=self.device)
         return Episodes({**self._offsets, "group": bounds}, columns)
 
+    def grouped(self, by: Tensor) -> Episodes:
+        """The same episodes with those of one number in `by` [E] in a group, by rising number; group columns are dropped."""
+        made = self.select(torch.argsort(by, stable=True))
+        sizes = torch.unique(by, return_counts=True)[1]
+        columns = {k: c for k, c in made._columns.items() if c.level != "group"}
+        return Episodes({**made._offsets, "group": offsets_of(sizes)}, columns)
+
     def split(self, budget: int, cost: Tensor) -> list[Tensor]:
         """Episode indices of micro-batches, in order, such that the sum of `cost` [E] stays within `budget`.
 

@@ -6,10 +6,12 @@ scale as their objectives do: `grpo() + 0.2 * sft() + 0.1 * dpo()` trains on rol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs_of, parts_of
+from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs_of, number, parts_of
+from unipo.sources.companions import CompanionSpec
 from unipo.sources.controllers import Controller
 from unipo.sources.spec import ControlSpec, RolloutSpec
 
@@ -21,12 +23,36 @@ TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "rewar
 
 
 @dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A copy of the policy that columns are asked of, such as `reference_logp`: of the start of the run, unless renewed.
+
+    It is renewed at the steps `at` and every `every` steps (0: never), moving by `tau` towards the policy. With `lag` 1 it is
+    so after the step's columns were computed: they then come from the policy of one renewal before.
+    """
+
+    every: int = 0
+    at: tuple[int, ...] = ()
+    tau: float = 1.0
+    lag: int = 0
+
+    def due(self, step: int) -> bool:
+        """Whether it is renewed in `step` (0-based)."""
+        return step in self.at or (self.every > 0 and step % self.every == 0 and (step > 0 or self.lag > 0))
+
+    @property
+    def moves(self) -> bool:
+        return bool(self.every or self.at)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The frozen parts of a method.
 
     `rollouts`: of text; `control`: of environments (None: the method is not for them). `policy_step`: an optimiser of the
     policy that takes the whole batch at once (`unipo.optimizers`); critics then train by the other terms. `epochs`: passes
-    over each batch; `minibatches`: optimiser updates per pass (groups stay whole).
+    over each batch; `minibatches`: optimiser updates per pass (groups stay whole). `learning_rate`: multiplies the run's.
+    `snapshots`: copies of the policy by name, beside the `reference` of the start. `companions`: models that are trained
+    beside the policy (text).
     """
 
     objective: Objective
@@ -34,14 +60,22 @@ class Recipe:
     control: ControlSpec | None = None
     policy_step: Any = None
     controllers: tuple[Controller, ...] = ()
-    epochs: int = 1
+    epochs: int | Knob = 1
     minibatches: int = 1
+    learning_rate: float | Knob = 1.0
+    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+    companions: tuple[CompanionSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        knobs = knobs_of(self.objective)
+        knobs = self.knobs
         idle = [c.knob for c in self.controllers if c.knob not in knobs]
         if idle:
-            raise ValueError(f"controllers set {idle}, but the objective has the knobs {sorted(knobs)}")
+            raise ValueError(f"controllers set {idle}, but the recipe has the knobs {sorted(knobs)}")
+
+    @property
+    def knobs(self) -> dict[str, float]:
+        """Every knob of the objective, the rollouts and the run, with its default."""
+        return knobs_of(self.objective) | knobs_of((self.epochs, self.learning_rate, self.rollouts))
 
     @property
     def needs(self) -> Needs:
@@ -49,12 +83,24 @@ class Recipe:
         return self.objective.needs
 
     @property
+    def passes(self) -> int:
+        """Epochs, where no controller has turned them."""
+        return round(number(self.epochs))
+
+    @property
+    def provided(self) -> frozenset[str]:
+        """Columns that its own stages and companions add to batches of text."""
+        stages, companions = (stage.columns for stage in self.rollouts.augment), (c.columns for c in self.companions)
+        return frozenset().union(*stages, *companions)
+
+    @property
     def for_text(self) -> bool:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
         signals = {s for s in self.needs.signals if ":" not in s}
         columns = {c for c in self.needs.columns if c.partition("_")[2] not in TEXT_SIGNALS}
         acting = self.control is not None and self.control.acts_apart
-        return signals <= TEXT_SIGNALS and columns <= TEXT_COLUMNS and self.policy_step is None and not acting
+        known = TEXT_COLUMNS | self.provided
+        return signals <= TEXT_SIGNALS and columns <= known and self.policy_step is None and not acting
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -83,7 +129,9 @@ class Recipe:
         lead = self if "rollout" in self.kinds or "rollout" not in other.kinds else other
         controllers = (*self.controllers, *(c for c in other.controllers if c not in self.controllers))
         joined = self.objective + other.objective
-        return replace(lead, objective=joined, controllers=controllers)
+        snapshots = {**other.snapshots, **self.snapshots}
+        companions = (*self.companions, *(c for c in other.companions if c not in self.companions))
+        return replace(lead, objective=joined, controllers=controllers, snapshots=snapshots, companions=companions)
 
     def __mul__(self, scale: float | Knob) -> Recipe:
         return replace(self, objective=self.objective * scale)

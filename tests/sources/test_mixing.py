@@ -13,6 +13,7 @@ import torch
 from tests.policies.models import saved, trained_tokenizer
 from unipo.episodes import Episodes
 from unipo.policies import load_policy
+from unipo.sources.augment import Demonstrated
 from unipo.sources.encode import encode_completion, encode_prompt
 from unipo.sources.filters import MaskTruncated, MixedOutcomes, Relabel, SuccessBetween
 from unipo.sources.keyed import shuffled
@@ -97,7 +98,7 @@ def test_rows_without_reward_are_dropped_and_counted(policy: Any) -> None:
 
 
 def test_demonstrations_join_their_group(policy: Any) -> None:
-    episodes = rollouts(policy, lambda i, c: 0.0, demonstration=True).draw(0, 0)
+    episodes = rollouts(policy, lambda i, c: 0.0, augment=(Demonstrated(),)).draw(0, 0)
     assert episodes.lengths("group", "episode").tolist() == [4, 4]
     assert episodes.category("kind", "demo").tolist() == [False, False, False, True] * 2
     shown = episodes.select(torch.tensor([3]))

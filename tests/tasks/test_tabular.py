@@ -121,4 +121,15 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(IndexError, match="knows 3 steps and 3 tokens"):
         policy.signals(Episodes.build([[0, 0, 0, 0]], [[0]]), ["logp"])
     with pytest.raises(ValueError, match="its prompt id"):
-        policy.signals(Episodes.build([[0]], [[0, 1]]), ["logp"])
+        policy.signals(Episodes.build([[0]], [[]]), ["logp"])
+    with pytest.raises(IndexError, match="4 steps"):
+        policy.signals(Episodes.build([[0, 1]], [[0, 1, 1]]), ["logp"])
+
+
+def test_an_answer_goes_on_behind_what_is_written():
+    """log pi(y_1 y_2 y_3) is the same in one piece and in two, the first of which is context of the second."""
+    _, policy = made()
+    whole = policy.signals(Episodes.build([[2, 0, 1]], [[1]]), ["logp", "value"])
+    rest = policy.signals(Episodes.build([[0, 1], [1]], [[1, 2], [1, 2, 0]]), ["logp", "value"])
+    for name in ("logp", "value"):
+        assert torch.equal(whole[name][[1, 2, 2]], rest[name])

@@ -79,7 +79,8 @@ class Learner:
     """Trains `players` by one optimiser; `monitor` names signals that are computed only to be reported.
 
     `prepare`: computes the columns of a batch that depend on the networks as they are, at the beginning of every update; None
-    where batches come with them. `targets`: slow copies that move at the end of every update.
+    where batches come with them. `targets`: slow copies that move at the end of every update. `rate_scale`: multiplies the
+    learning rate, whatever the schedule says.
     """
 
     players: Mapping[str, Player]
@@ -88,6 +89,7 @@ class Learner:
     prepare: Callable[[Episodes], Episodes] | None = None
     targets: tuple[Target, ...] = ()
     updates: int = 0
+    rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -218,7 +220,8 @@ class Learner:
         none is given). Raises FloatingPointError, before anything is changed, when the gradient is not finite.
         """
         turned = {k: (settings or {}).get(k, default) for k, default in objective.knobs.items()}
-        made = self.compiled.update(episodes, objective, turned) if self.compiled is not None else None
+        compiled = self.compiled if self.rate_scale == 1.0 else None
+        made = compiled.update(episodes, objective, turned) if compiled is not None else None
         made = made or self.move(episodes, objective, turned)
         self.updates += 1
         return made
@@ -237,7 +240,7 @@ class Learner:
                 f"the gradient norm is {norm} at update {self.updates}, though every coefficient is finite: the model's "
                 "own activations overflow. Lower the learning rate or use --dtype float32; nothing was updated."
             )
-        rate = self.settings.rate(self.updates)
+        rate = self.rate_scale * self.settings.rate(self.updates)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * rate
         self.optimizer.step()

@@ -34,6 +34,7 @@ from unipo.objectives import (
     success_rate,
 )
 from unipo.recipe import Recipe, RolloutSpec
+from unipo.sources.augment import Demonstrated
 from unipo.sources.controllers import WarmupCosine
 
 TOKEN_WEIGHTS = {"phi": Uncertainty(), "probability": Probability(), "one": One()}
@@ -93,7 +94,7 @@ def hpt(*, group: int = 8, threshold: float = 0.0, sft: float = 1.0, budget: flo
         advantage=Normalised(), weight=TokenRatio(), mask=SuccessGate(threshold), aggregate=Budget(budget), name="rl"
     )
     shown = Likelihood(rows=demonstrations & Unsolved(threshold), name="sft")
-    return Recipe(objective=rl + sft * shown, rollouts=RolloutSpec(group=group, demonstration=True))
+    return Recipe(objective=rl + sft * shown, rollouts=RolloutSpec(group=group, augment=(Demonstrated(),)))
 
 
 _TESTS = "tests/methods/test_mixed_data.py::"

@@ -13,8 +13,9 @@ from unipo.episodes import Episodes
 class TabularPolicy(nn.Module):
     """pi(token | prompt, position, previous token) = softmax of `logits` [P, L, V + 1, V]; V(s) = `value` [P, L, V + 1].
 
-    The state is (prompt id, position in the episode, previous token), the start standing at "previous token" V. A context
-    is one token: the prompt id. Signals: `logp`, `entropy` and `value`, all [N].
+    The state is (prompt id, position in the answer, previous token), the start standing at "previous token" V. A context
+    is the prompt id, and behind it the tokens of the answer that are written already, if any. Signals: `logp`, `entropy`
+    and `value`, all [N].
     """
 
     emits = frozenset({"logp", "entropy", "value"})
@@ -72,16 +73,20 @@ class TabularPolicy(nn.Module):
 
     def _states(self, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
         """(prompt, position, previous token) of every step, each [N]."""
-        token, position = episodes["token"], episodes.position()
-        context = episodes.context("score")
-        if len(context.values) != len(episodes):
+        token, context = episodes["token"], episodes.context("score")
+        assert context.offsets is not None
+        sizes = context.offsets.diff()
+        if len(sizes) != len(episodes) or not bool((sizes > 0).all()):
             raise ValueError(
-                f"{len(context.values)} context tokens for {len(episodes)} episodes: each has one, its prompt id"
+                f"{len(context.values)} context tokens for {len(episodes)} episodes: each has its prompt id, and behind it what "
+                "is written already"
             )
+        position = episodes.position() + episodes.expand(sizes - 1)
         if len(token) and (int(position.max()) >= self.length or int(token.max()) >= self.vocabulary):
             raise IndexError(
                 f"an episode has {int(position.max()) + 1} steps and tokens up to {int(token.max())}: this table knows "
                 f"{self.length} steps and {self.vocabulary} tokens"
             )
-        previous = torch.where(position == 0, self.vocabulary, token.roll(1))
-        return episodes.expand(context.values), position, previous
+        last = torch.where(sizes > 1, context.values[context.offsets[1:] - 1], self.vocabulary)
+        previous = torch.where(episodes.position() == 0, episodes.expand(last), token.roll(1))
+        return episodes.expand(context.values[context.offsets[:-1]]), position, previous

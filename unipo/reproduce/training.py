@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable
 
 import torch
 
 from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, annotate
-from unipo.objectives import with_settings
+from unipo.objectives import number, with_settings
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Phases
 from unipo.sources.keyed import keyed_generator
 from unipo.tasks.tabular import TabularTask
+from unipo.training.loop import follow
 
 Draw = Callable[[int], Episodes]
 """step -> the batch of that step."""
@@ -29,23 +31,56 @@ def learner_of(policy: TabularPolicy, rate: float) -> Learner:
 
 def train(phases: Phases, policy: TabularPolicy, draw: Draw, *, steps: int, rate: float,
           reference: TabularPolicy | None = None, watch: Watch = lambda step: None) -> None:  # fmt: skip
-    """`steps` updates in all; each phase starts with a fresh optimiser. `reference` fills `reference_*` columns."""
+    """`steps` steps in all, each an update per epoch of the recipe; each phase starts with a fresh optimiser.
+
+    `reference` fills `reference_*` columns; the recipe's snapshots start as copies of the policy (of `reference`, if it is
+    one of them). Companions are built by `build`, as in a run. The batch is what `draw` gives, or a `Rollouts`' draw.
+    """
     share = -(-steps // len(phases))
-    learners = [learner_of(policy, rate) for _ in phases]
-    states = [{c.knob: c.start() for c in recipe.controllers} for recipe in phases]
-    for step in range(steps):
-        phase = step // share
-        recipe = phases[phase]
-        settings = {c.knob: c.setting(states[phase][c.knob], step % share) for c in recipe.controllers}
-        batch = kept(recipe, draw(step))
+    for phase, recipe in enumerate(phases):
+        first, last = phase * share, min(steps, (phase + 1) * share)
+        trained = _Phase(recipe, policy, rate, last - first, reference)
+        for step in range(first, last):
+            trained.step(step - first, draw, step)
+            watch(step + 1)
+
+
+class _Phase:
+    """One recipe on the policy, as the loop of a run would train it."""
+
+    def __init__(self, recipe: Recipe, policy: TabularPolicy, rate: float, steps: int,
+                 reference: TabularPolicy | None) -> None:  # fmt: skip
+        self.recipe = recipe.but(controllers=tuple(c.lasting(steps) for c in recipe.controllers))
+        self.policy, self.learner = policy, learner_of(policy, rate)
+        self.states = {c.knob: c.start() for c in self.recipe.controllers}
+        self.players: dict[str, TabularPolicy] = {"old": policy, **({"reference": reference} if reference else {})}
+        for name, snapshot in recipe.snapshots.items():
+            if snapshot.moves or name not in self.players:
+                self.players[name] = copy.deepcopy(self.players.get(name, policy))
+        self.companions = [spec.build(policy, 0) for spec in recipe.companions]
+
+    def step(self, step: int, draw: Draw, drawn: int) -> None:
+        recipe, settings = self.recipe, {c.knob: c.setting(self.states[c.knob], step) for c in self.recipe.controllers}
+        epochs, scale = with_settings((recipe.epochs, recipe.learning_rate), settings)
+        self._renew(step, lag=0)
+        batch = kept(recipe, draw(drawn))
         if len(batch):
-            players: Mapping[str, TabularPolicy] = {"old": policy, **({"reference": reference} if reference else {})}
-            batch = annotate(batch, recipe.needs, players, WHOLE)
-            learners[phase].update(batch, with_settings(recipe.objective, settings))
+            for companion in self.companions:
+                batch = companion.annotate(batch, step)
+            batch = annotate(batch, recipe.needs, self.players, WHOLE)
+            self._renew(step, lag=1)
+            self.learner.rate_scale = number(scale)
+            for _ in range(round(number(epochs))):
+                self.learner.update(batch, recipe.objective, settings)
+            for companion in self.companions:
+                companion.learn(batch, step)
         for c in recipe.controllers:
-            metrics = {"reward": float(batch["reward"].nanmean())}
-            states[phase][c.knob] = c.observe(states[phase][c.knob], metrics)
-        watch(step + 1)
+            self.states[c.knob] = c.observe(self.states[c.knob], {"reward": float(batch["reward"].nanmean())})
+
+    def _renew(self, step: int, lag: int) -> None:
+        for name, snapshot in self.recipe.snapshots.items():
+            if snapshot.lag == lag and snapshot.due(step):
+                follow(self.players[name], self.policy, snapshot.tau)
 
 
 def kept(recipe: Recipe, batch: Episodes) -> Episodes:

@@ -30,8 +30,8 @@ def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
 
 def encode_completion(tokenizer: Any, completion: str) -> list[int]:
     """Token ids of a finished answer: no special tokens added but the end-of-sequence token, which is an action too."""
-    ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+    ids, end = list(tokenizer(completion, add_special_tokens=False)["input_ids"]), tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def plain_text(prompt: str | Sequence[Message]) -> str:

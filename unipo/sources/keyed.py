@@ -14,6 +14,12 @@ def keyed_generator(*key: int | str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
+@lru_cache(maxsize=256)
+def name_key(name: str) -> int:
+    """A 62-bit number that stands for a name among keys."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
+
+
 def shuffled(index: int, size: int, *key: int | str) -> int:
     """Entry `index` of an endless stream over range(size): every epoch is a fresh keyed permutation."""
     epoch, position = divmod(index, size)

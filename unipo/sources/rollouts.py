@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from unipo.episodes import Episodes
-from unipo.sources.encode import encode_completion, encode_prompt
+from unipo.sources.augment import Drawn
+from unipo.sources.encode import encode_prompt
+from unipo.sources.keyed import name_key
 from unipo.sources.prompts import Curriculum, Prompt, Prompts
-from unipo.sources.sampler import Completion, Sampler
+from unipo.sources.sampler import Completion, SamplerSettings
 from unipo.sources.spec import RolloutSpec
 
 Reward = Callable[[Sequence[Any], Sequence[str], Mapping[str, Sequence[Any]]], "Scored"]
+
+
+class Samples(Protocol):
+    """What completes contexts: `Sampler`, or an enumerable policy's."""
+
+    settings: SamplerSettings
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], keys: torch.Tensor, limits: Sequence[int] | None = None
+    ) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,13 @@ class Scored:
 
 @dataclass
 class Rollouts:
-    """Samples `prompts_per_step` groups a step, keyed by (seed, step, prompt, sample)."""
+    """Samples `prompts_per_step` groups a step, keyed by (seed, step, prompt, sample).
+
+    `kept`: rows that stages of `spec.augment` remember over steps, by name.
+    """
 
     prompts: Prompts | Curriculum
-    sampler: Sampler
+    sampler: Samples
     tokenizer: Any
     reward: Reward
     spec: RolloutSpec
@@ -42,6 +58,7 @@ class Rollouts:
     tokens_sampled: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, Episodes] = field(default_factory=dict)
 
     def draw(self, step: int, version: int) -> Episodes:
         """One batch of groups that the recipe's filter keeps; `dropped` counts the others by reason.
@@ -55,18 +72,42 @@ class Rollouts:
         for _ in range(1 + self.spec.refill):
             wanted = self.prompts_per_step - sum(e.count("group") for e in kept)
             prompts = self._next(wanted, step)
-            fresh = self._sampled(prompts, step, version)
+            drawn = Drawn({p.id: p for p in prompts}, self, self.seed, step, version)
+            fresh = self._augmented(self._sampled(prompts, step, version), drawn, filtered=False)
             keep = self.spec.keep(fresh)
             self.dropped[self.spec.keep.reason] += int((~keep).sum())
             if bool(keep.any()):
-                kept.append(self._labelled(fresh.select(keep, "group"), prompts))
+                kept.append(self._labelled(fresh.select(keep, "group"), drawn))
             if sum(e.count("group") for e in kept) >= self.prompts_per_step:
                 break
         self._measure()
-        return Episodes.cat(kept) if kept else self._labelled(fresh, prompts)
+        return Episodes.cat(kept) if kept else self._labelled(fresh, drawn)
+
+    def complete(self, prompts: Sequence[Prompt], contexts: Sequence[Sequence[int]], step: int, version: int, *,
+                 use: str = "", written: Sequence[Sequence[int]] | None = None, **columns: Any) -> Episodes:  # fmt: skip
+        """One more completion behind each of `contexts` [n] (tokens), rewarded as an answer to its prompt of `prompts` [n].
+
+        Neighbours with one prompt form a group. `use` keeps the draws of different uses apart. `written` [n]: what of the
+        answer the contexts end with; rewards see it too, and the answer stays within the limit of tokens. `columns`: further
+        columns [n] of the episodes. Rows whose reward could not be computed are left out.
+        """
+        written = [()] * len(prompts) if written is None else written
+        limit, seen, rows = self.sampler.settings.max_tokens, Counter[int](), []
+        for prompt in prompts:
+            rows.append([self.seed, step, prompt.id, seen[prompt.id], *([name_key(use)] if use else [])])
+            seen[prompt.id] += 1
+        keys = torch.tensor(rows, dtype=torch.long).reshape(len(prompts), -1)
+        limits = [limit - len(w) for w in written]
+        completions = self.sampler.sample(contexts, keys, limits)
+        self.tokens_sampled += sum(len(c.tokens) for c in completions)
+        texts = [[*w, *c.tokens] for w, c in zip(written, completions, strict=True)]
+        scored = self._scored(prompts, texts)
+        self.dropped["no reward"] += int((~scored.kept).sum())
+        made = rollout_episodes(contexts, completions, [p.id for p in prompts], scored, version)
+        return made.with_columns("episode", **columns).select(scored.kept)
 
     def _measure(self) -> None:
-        """Means over everything that was sampled in this step, before any filter or relabelling."""
+        """Means over everything that was sampled in this step, before any stage, filter or relabelling."""
         n = max(len(self._seen), 1)
         reward, length, truncated = (sum(float(row[i]) for row in self._seen) / n for i in range(3))
         self.metrics = {
@@ -83,49 +124,28 @@ class Rollouts:
         return chosen
 
     def _sampled(self, prompts: list[Prompt], step: int, version: int) -> Episodes:
-        n = self.spec.group
-        tokens = [encode_prompt(self.tokenizer, p.text) for p in prompts]
-        keys = torch.tensor([[self.seed, step, p.id, i] for p in prompts for i in range(n)], dtype=torch.long)
-        repeated = [t for t in tokens for _ in range(n)]
-        completions = self.sampler.sample(repeated, keys)
-        self.tokens_sampled += sum(len(c.tokens) for c in completions)
-        scored = self._scored([p for p in prompts for _ in range(n)], completions)
-        facts = zip(scored.reward.tolist(), scored.kept.tolist(), completions, strict=True)
-        self._seen += [(r, len(c.tokens), c.truncated) for r, kept, c in facts if kept]
-        self.dropped["no reward"] += int((~scored.kept).sum())
-        made = rollout_episodes(repeated, completions, [p.id for p in prompts for _ in range(n)], scored, version)
-        return made.select(scored.kept)
+        contexts = [encode_prompt(self.tokenizer, p.text) for p in prompts for _ in range(self.spec.group)]
+        made = self.complete([p for p in prompts for _ in range(self.spec.group)], contexts, step, version)
+        facts = (made["reward"].tolist(), made.lengths().tolist(), made["truncated"].tolist())
+        self._seen += list(zip(*facts, strict=True))
+        return made
 
-    def _labelled(self, made: Episodes, prompts: list[Prompt]) -> Episodes:
+    def _augmented(self, groups: Episodes, drawn: Drawn, filtered: bool) -> Episodes:
+        for stage in self.spec.augment:
+            if stage.filtered == filtered and len(groups):
+                groups = stage(groups, drawn)
+        return groups
+
+    def _labelled(self, made: Episodes, drawn: Drawn) -> Episodes:
         for relabel in self.spec.relabel:
             made = relabel(made, self.sampler.settings.max_tokens)
-        return self._with_demonstrations(made, prompts) if self.spec.demonstration else made
+        return self._augmented(made, drawn, filtered=True)
 
-    def _scored(self, prompts: list[Prompt], completions: Sequence[Completion]) -> Scored:
-        texts = [self.tokenizer.decode(list(c.tokens), skip_special_tokens=True) for c in completions]
+    def _scored(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Scored:
+        texts = [self.tokenizer.decode(list(t), skip_special_tokens=True) for t in tokens]
         names = dict.fromkeys(name for p in prompts for name in p.columns)
         columns = {name: [p.columns.get(name) for p in prompts] for name in names}
         return self.reward([p.text for p in prompts], texts, columns)
-
-    def _with_demonstrations(self, made: Episodes, prompts: list[Prompt]) -> Episodes:
-        """Each prompt's demonstration joins its group as one more episode of kind "demo"."""
-        known = {p.id: p for p in prompts}
-        groups = []
-        for g in range(made.count("group")):
-            group = made.select(torch.tensor([g]), "group")
-            prompt = known[int(group["prompt_id"][0])]
-            if prompt.demonstration is None:
-                raise ValueError(
-                    f"this method puts a demonstration into each group, but prompt {prompt.id} has none: give a dataset "
-                    "with a 'completion' (or 'demonstration') column beside 'prompt' and 'answer', or another method"
-                )
-            actions = encode_completion(self.tokenizer, prompt.demonstration)
-            demo = Episodes.build(
-                [actions], [encode_prompt(self.tokenizer, prompt.text)], kind=["demo"], prompt_id=[prompt.id],
-                policy_version=[-1], truncated=[False],
-            )  # fmt: skip
-            groups.append(Episodes.cat([group, demo]).as_one_group())
-        return Episodes.cat(groups)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "tokens_sampled": self.tokens_sampled, "dropped": dict(self.dropped)}
@@ -133,6 +153,14 @@ class Rollouts:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.position, self.tokens_sampled = int(state["position"]), int(state["tokens_sampled"])
         self.dropped = Counter(state["dropped"])
+
+    def save(self, folder: Path) -> None:
+        """What stages remember, into the folder of a checkpoint."""
+        for name, rows in self.kept.items():
+            rows.save(folder / f"kept_{name}.parquet")
+
+    def load(self, folder: Path) -> None:
+        self.kept = {path.stem.removeprefix("kept_"): Episodes.load(path) for path in folder.glob("kept_*.parquet")}
 
 
 def rollout_episodes(

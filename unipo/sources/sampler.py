@@ -91,51 +91,57 @@ class Sampler:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Sequence[int]], keys: Tensor) -> list[Completion]:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], keys: Tensor, limits: Sequence[int] | None = None
+    ) -> list[Completion]:
         """One completion per prompt. `keys` [n, k] int64: what the draw of each depends on (seed, step, prompt, sample).
 
-        Raises ValueError for an empty prompt, or one that leaves no room in the model's context.
+        `limits` [n]: most tokens of each, at least 1 (None: `settings.max_tokens`). Raises ValueError for an empty prompt, or
+        one that leaves no room in the model's context.
         """
         if keys.ndim != 2 or len(keys) != len(prompts):
             raise ValueError(
                 f"got keys of shape {list(keys.shape)} for {len(prompts)} prompts: one row of keys per prompt is needed"
             )
+        limits = [self.settings.max_tokens] * len(prompts) if limits is None else limits
         for row, prompt in enumerate(prompts):
-            self._check(row, prompt)
+            self._check(row, prompt, limits[row])
         if not len(prompts):
             return []
         self.model.eval()
         given = [tuple(p) for p in prompts]
         order = sorted(range(len(given)), key=lambda i: (len(given[i]), given[i]), reverse=True)
-        made = self._sampled([given[i] for i in order], mix(keys[order].to(self.device)))
+        made = self._sampled(
+            [given[i] for i in order], mix(keys[order].to(self.device)), torch.tensor([limits[i] for i in order])
+        )
         return [c for _, c in sorted(zip(order, made, strict=True))]
 
-    def _check(self, row: int, prompt: Sequence[int]) -> None:
+    def _check(self, row: int, prompt: Sequence[int], tokens: int) -> None:
         if not len(prompt):
             raise ValueError(f"prompt {row} is empty: a completion needs at least one token before it")
-        if self._limit is not None and len(prompt) + self.settings.max_tokens > self._limit:
+        if self._limit is not None and len(prompt) + tokens > self._limit:
             raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens; with max_tokens {self.settings.max_tokens} it passes the model's "
+                f"prompt {row} has {len(prompt)} tokens; with max_tokens {tokens} it passes the model's "
                 f"context of {self._limit}. Shorten or drop it, or lower --max-tokens."
             )
 
-    def _decoding(self, rows: int, longest: int) -> Decoding:
+    def _decoding(self, rows: int, longest: int, tokens: int) -> Decoding:
         """The fused form where it knows the architecture and was found equal on first use; else the model as it is."""
         if not self._known:
             rounded = torch.bfloat16 if self.settings.weights == "bfloat16" else None
             self._parts = verified_parts(self.model, rounded) if self.settings.fused else None
             self._known = True
-        batch, span = self.settings.batch, longest + self.settings.max_tokens
+        batch, span = self.settings.batch, longest + tokens
         if self._parts is not None and span <= self._parts.window:
-            return FusedDecoding(self._parts, batch, rows, longest, self.settings.max_tokens)
+            return FusedDecoding(self._parts, batch, rows, longest, tokens)
         self._call = self._call or ModelCall.probed(self.model)
         pad = self.tokenizer.pad_token_id
         return ModelDecoding(self._call, batch, int(pad if pad is not None else self.tokenizer.eos_token_id))
 
-    def _sampled(self, prompts: Sequence[tuple[int, ...]], key: Tensor) -> list[Completion]:
+    def _sampled(self, prompts: Sequence[tuple[int, ...]], key: Tensor, limit: Tensor) -> list[Completion]:
         """Completions of prompts that are sorted by length, longest first; equal ones are neighbours."""
-        decoding = self._decoding(len(prompts), len(prompts[0]))
-        log = _Log(key, self.settings.max_tokens)
+        log = _Log(key, limit.to(key.device))
+        decoding = self._decoding(len(prompts), len(prompts[0]), log.width)
         live, begun = key.new_zeros(0), 0
         logits = torch.zeros(0)
         while True:
@@ -183,10 +189,10 @@ class Sampler:
 class _Log:
     """What was drawn, [n * width] each: row i's position t is at place i * width + t. `noise`: the numbers to draw with."""
 
-    def __init__(self, key: Tensor, width: int) -> None:
-        n, self.width = len(key), width
-        self.noise = uniform(key[:, None], torch.arange(width, device=key.device)).reshape(-1)
-        self.tokens, self.logp = key.new_zeros(n * width), torch.zeros_like(self.noise)
+    def __init__(self, key: Tensor, limit: Tensor) -> None:
+        n, self.width, self.limit = len(key), int(limit.max()), limit
+        self.noise = uniform(key[:, None], torch.arange(self.width, device=key.device)).reshape(-1)
+        self.tokens, self.logp = key.new_zeros(n * self.width), torch.zeros_like(self.noise)
         self.length, self.reason = key.new_zeros(n), key.new_zeros(n)
         self.open = key.new_ones(n, dtype=torch.bool)
 
@@ -198,10 +204,10 @@ class _Log:
         """Note one token per place of `live`; which rows go on [B], None where no row ends with it."""
         self.tokens[live], self.logp[live] = token, logp.double()
         position = live % self.width
-        over = (ended > 0) | (position == self.width - 1)
+        row = live // self.width
+        over = (ended > 0) | (position >= self.limit[row] - 1)
         if not bool(over.any()):
             return None
-        row = live // self.width
         new = over & self.open[row]
         closed = row[new]
         self.length[closed], self.reason[closed], self.open[closed] = position[new] + 1, ended[new], False

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unipo.objectives import Knob
+from unipo.sources.augment import Augment
 from unipo.sources.behaviour import Behaviour
 from unipo.sources.filters import GroupFilter, Relabel
 
@@ -15,15 +17,18 @@ class RolloutSpec:
     """What a method asks of its rollouts.
 
     `group`: rollouts per prompt. `keep`: groups that are used, judged by the task's own rewards; where it drops some, up to
-    `refill` further rounds of prompts are sampled until the batch is full. `relabel`: applied in order to what is kept.
-    `demonstration`: the prompt's demonstration joins its group, as kind "demo".
+    `refill` further rounds of prompts are sampled until the batch is full. `augment`: rows that join groups or take the
+    place of others, in order. `relabel`: applied in order to what is kept. `replay`: this share of the batch's groups are
+    replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise).
     """
 
     group: int = 8
     keep: GroupFilter = GroupFilter()
     refill: int = 0
+    augment: tuple[Augment, ...] = ()
     relabel: tuple[Relabel, ...] = ()
-    demonstration: bool = False
+    replay: float | Knob = 0.0
+    replay_steps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ def build_control(config: ControlConfig, recipe: Recipe, console: Console | None
     trained = trained_players(recipe, spec, players)
     who = annotators(spec, players)
     prepare = None
-    if spec.off_policy and recipe.epochs == 1:
+    if spec.off_policy and recipe.passes == 1:
         prepare = partial(annotate, needs=recipe.needs | data.needs, policies=who, token_budget=config.token_budget)
     learner = Learner(trained, learner_settings(config, recipe, spec), _monitored(players), prepare, data.targets)
     folder = config.folder
@@ -343,7 +343,7 @@ def learner_settings(config: ControlConfig, recipe: Recipe, spec: ControlSpec) -
     if spec.off_policy:
         per_step = config.rollout * config.updates / config.train_every
     else:
-        per_step = recipe.epochs * (-(-steps // config.batch_size) if config.batch_size else 1)
+        per_step = recipe.passes * (-(-steps // config.batch_size) if config.batch_size else 1)
     planned = int(config.steps * per_step)
     return LearnerSettings(
         learning_rate=config.learning_rate, value_learning_rate=config.value_learning_rate or config.learning_rate,

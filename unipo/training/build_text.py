@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from unipo.episodes import Episodes
-from unipo.learner import Learner, LearnerSettings, Player
+from unipo.learner import Learner, LearnerSettings
 from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.loading import LoraSettings
 from unipo.recipe import Recipe
@@ -30,7 +30,7 @@ from unipo.training.fingerprint import ROOT, fingerprint
 from unipo.training.loop import Run
 from unipo.training.progress import Progress
 from unipo.training.records import Records
-from unipo.training.text import Evaluator, TextData
+from unipo.training.text import Evaluator, TextData, replayed_groups
 from unipo.training.threads import use_threads
 
 TINY = ROOT / "tasks" / "tiny"
@@ -74,20 +74,22 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         rollouts = Rollouts(problems.train, Sampler(policy.model, policy.tokenizer, settings), policy.tokenizer, reward,
                             recipe.rollouts, config.prompts, config.seed)  # fmt: skip
         sources["fresh"] = rollouts
-    replay = _replay(config, policy, reward)
+    replay = _replay(config, recipe, policy, reward)
     if replay is not None:
         sources["replay"] = replay
     sources.update(_fixed_rows(config, policy, problems))
     greedy = SamplerSettings(temperature=config.eval_temperature, max_tokens=problems.max_tokens, stop=config.stop)
     held_out = Evaluator(problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), reward, config.seed,
                          config.eval_samples)  # fmt: skip
-    updates = config.steps * recipe.epochs * recipe.minibatches
+    updates = config.steps * recipe.passes * recipe.minibatches
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"))
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out)
+    companions = tuple(spec.build(policy, config.seed) for spec in recipe.companions)
+    data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out, companions)
+    moving = {name: references[name].model for name, s in recipe.snapshots.items() if s.moves and name in references}
     return Run(config, folder, recipe, policy, {**references, "old": policy}, learner, data, Records(folder),
-               Progress(config.steps, console), fingerprint(config))  # fmt: skip
+               Progress(config.steps, console), fingerprint(config), modules=moving)  # fmt: skip
 
 
 def learner_settings(config: RunConfig, updates: int) -> LearnerSettings:
@@ -106,7 +108,7 @@ def _resized(recipe: Recipe, config: RunConfig) -> Recipe:
         changes["minibatches"] = config.minibatches
     if config.rollouts:
         changes["group"] = config.rollouts
-    return recipe.but(**changes) if changes else recipe
+    return recipe.but(controllers=tuple(c.lasting(config.steps) for c in recipe.controllers), **changes)
 
 
 def check_sources(config: RunConfig, recipe: Recipe) -> None:
@@ -116,7 +118,8 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             f"{config.method!r} is for environments, not for text such as {config.task}: give the id of an environment "
             "(Pendulum-v1), or take a method whose `unipo show` says text"
         )
-    given = {"rollout": True, "demo": bool(config.demos) or recipe.rollouts.demonstration, "pair": bool(config.pairs)}
+    added = {stage.provides for stage in recipe.rollouts.augment}
+    given = {"rollout": True, "demo": bool(config.demos) or "demo" in added, "pair": bool(config.pairs)}
     remedy = {"demo": "--demos FILE (or --demos task for an embedded task)", "pair": "--pairs FILE (or --pairs task)"}
     for kind in recipe.kinds:
         if not given[kind]:
@@ -238,26 +241,35 @@ def _check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) -
 
 
 # ---- players -----------------------------------------------------------------------------------------------------------
-def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenPolicy, dict[str, Player]]:
-    """The policy, and what `recipe.needs` says beside it: a value head, and a frozen reference (the adapter switched off
-    for LoRA)."""
+def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenPolicy, dict[str, TokenPolicy]]:
+    """The policy, and what `recipe.needs` says beside it: a value head, a frozen reference (the adapter switched off
+    for LoRA), and the recipe's other snapshots."""
     lora = LoraSettings(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
     name = str(TINY) if config.model == "tiny" else config.model
     policy = load_policy(name, config.dtype, lora, device, config.temperature)
     if "value" in recipe.needs.signals:
         width = policy.model.get_input_embeddings().weight.shape[1]
         policy.value_head = ValueHead(width, getattr(torch, config.dtype)).to(device)
-    references: dict[str, Player] = {}
-    if any(c.startswith("reference_") for c in recipe.needs.columns):
+    references: dict[str, TokenPolicy] = {}
+    asked = {column.partition("_")[0] for column in recipe.needs.columns}
+    for who in sorted(asked & {"reference", *recipe.snapshots}):
+        moves = who in recipe.snapshots and recipe.snapshots[who].moves
+        if lora is not None and moves:
+            raise ConfigError(
+                f"{config.method!r} renews a copy of the policy ({who}), which --lora-rank does not keep: train all weights"
+            )
         if lora is not None:
-            references["reference"] = TokenPolicy(policy.model, policy.tokenizer, config.temperature, adapter=False)
+            references[who] = TokenPolicy(policy.model, policy.tokenizer, config.temperature, adapter=False)
         else:
-            references["reference"] = load_policy(name, config.dtype, None, device, config.temperature)
+            references[who] = load_policy(name, config.dtype, None, device, config.temperature)
     return policy, references
 
 
 # ---- sources -----------------------------------------------------------------------------------------------------------
-def _replay(config: RunConfig, policy: TokenPolicy, reward: Reward) -> Replay | None:
+def _replay(config: RunConfig, recipe: Recipe, policy: TokenPolicy, reward: Reward) -> Replay | None:
+    spec = recipe.rollouts
+    if not config.replay and spec.replay:
+        return Replay(replayed_groups(spec, config.prompts), config.seed, spec.replay_steps * config.prompts)
     if not config.replay:
         if config.replay_from:
             raise ConfigError(

@@ -20,7 +20,7 @@ from unipo.policies.networks import Normaliser
 from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Act, Collector
 from unipo.sources.remembering import Remembering
-from unipo.sources.spec import ControlSpec, EpsilonGreedy
+from unipo.sources.spec import ControlSpec, EpsilonGreedy, RolloutSpec
 from unipo.sources.transitions import TransitionReplay
 from unipo.statistics import bootstrap_interval
 from unipo.training.adapted import Adapted
@@ -159,6 +159,9 @@ class EnvironmentData:
             drawn = self._collected(self.collector, steps, self.collector.random_act, 0)
             self.normaliser.update(drawn["observation"])
             self.collector.take_finished()
+
+    def turn(self, rollouts: RolloutSpec) -> None:
+        return None
 
     @property
     def batches_per_step(self) -> int:

@@ -51,8 +51,8 @@ def _batch(run: Run) -> Iterator[RenderableType]:
     objective = run.objective()
     batch, sampled = _timed(run.draw)
     update, once = _timed(lambda: run.learner.gradient(batch, objective))
-    learned = once * run.recipe.epochs
-    updates = run.recipe.epochs * run.data.minibatches(batch, run.recipe.minibatches) + (run.policy_step is not None)
+    learned = once * run.recipe.passes
+    updates = run.recipe.passes * run.data.minibatches(batch, run.recipe.minibatches) + (run.policy_step is not None)
     unit = "steps" if isinstance(run.config, ControlConfig) else "tokens"
     table = Table("term", "weight", "rows it can use", unit, f"{unit} with gradient", title="one real batch")
     for (_, term), share in zip(objective.terms(), update.coefficients.terms, strict=True):

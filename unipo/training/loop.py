@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from unipo.episodes import Episodes
 from unipo.learner import Learner, Player, annotate, ledger, summary
 from unipo.learner.learner import Update
-from unipo.objectives import Needs, Objective, hoisted, with_settings
+from unipo.objectives import Needs, Objective, hoisted, knobs_of, number, with_settings
 from unipo.recipe import Recipe
 from unipo.sources.controllers import Controller, State
 from unipo.sources.environment_errors import EnvironmentFailure
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.spec import RolloutSpec
 from unipo.training.checkpoint import (
     flatten_optimizer,
     load_latest,
@@ -71,6 +72,9 @@ class Data(Protocol):
 
     def batches(self, step: int, version: int) -> Iterator[Episodes]:
         """The batches of a step, one after the other; each is trained on before the next is drawn."""
+
+    def turn(self, rollouts: RolloutSpec) -> None:
+        """What the recipe asks of rollouts from now on, with the knobs as they stand; called where it has any."""
 
     @property
     def batches_per_step(self) -> int:
@@ -164,8 +168,12 @@ class Run:
         """One step: batches, updates, controllers, metrics."""
         version, first, last, batch = self.learner.updates, None, None, None
         objective = self.objective()
+        if knobs_of(self.recipe.rollouts):
+            self.data.turn(with_settings(self.recipe.rollouts, self.settings()))
+        self._renew(lag=0)
         for drawn in self.data.batches(self.step, version):
             batch = drawn if self.learner.prepare is not None else self._annotated(drawn)
+            self._renew(lag=1)
             for update in self._updates(batch):
                 first, last = _fuller(first, update), update
         self.step += 1
@@ -176,6 +184,12 @@ class Run:
             if not controller.every_update:
                 self._turn(controller, metrics)
         return self._measure(self.step, metrics, self.config.evaluation_due(self.step))
+
+    def _renew(self, lag: int) -> None:
+        """Move the copies of the policy whose turn it is."""
+        for name, snapshot in self.recipe.snapshots.items():
+            if snapshot.lag == lag and snapshot.due(self.step) and name in self.annotators:
+                follow(self.annotators[name], self.policy, snapshot.tau)
 
     def draw(self) -> Episodes:
         """The first batch that the data has to give now, annotated: to look at, not to train on."""
@@ -196,6 +210,7 @@ class Run:
     def _updates(self, batch: Episodes) -> Iterator[Update]:
         """Train on one batch: epochs of minibatches."""
         objective, settings = self.recipe.objective, self.settings()
+        self.learner.rate_scale = number(with_settings((self.recipe.learning_rate,), settings)[0])
         if self.policy_step is not None:
             objective, update = self.policy_step(batch, self.objective())
             yield update
@@ -211,10 +226,11 @@ class Run:
     def _minibatches(self, batch: Episodes, objective: Objective) -> Iterator[tuple[Objective, Episodes]]:
         """Groups (or steps) stay whole; the order is keyed by (seed, step, epoch). One minibatch is the batch, unshuffled."""
         parts = self.data.minibatches(batch, self.recipe.minibatches)
-        if self.recipe.epochs * parts > 1 and self.data.unit == "step":
+        epochs = round(number(with_settings((self.recipe.epochs,), self.settings())[0]))
+        if epochs * parts > 1 and self.data.unit == "step":
             objective, batch = hoisted(objective, batch, self.settings())
             batch = batch.as_steps()
-        for epoch in range(self.recipe.epochs):
+        for epoch in range(epochs):
             if parts <= 1:
                 yield objective, batch
                 continue
@@ -371,6 +387,13 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@torch.no_grad()
+def follow(copy: Any, policy: Any, tau: float = 1.0) -> None:
+    """Move the parameters of a copy by `tau` towards the policy's; 1 makes them equal."""
+    for mine, theirs in zip(copy.parameters(), policy.parameters(), strict=True):
+        mine.lerp_(theirs, tau) if tau < 1.0 else mine.copy_(theirs)
 
 
 def _fuller(first: Update | None, update: Update) -> Update:

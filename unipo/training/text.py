@@ -11,11 +11,13 @@ import torch
 
 from unipo.episodes import Episodes
 from unipo.learner import Update
-from unipo.objectives import Needs
+from unipo.objectives import Needs, number
 from unipo.policies import TokenPolicy
+from unipo.sources.companions import Companion
 from unipo.sources.mixer import Mixer
 from unipo.sources.replay import Replay
 from unipo.sources.rollouts import Rollouts
+from unipo.sources.spec import RolloutSpec
 from unipo.training.config import RunConfig
 from unipo.training.evaluate import Evaluation, evaluate
 
@@ -45,11 +47,24 @@ class TextData:
     rollouts: Rollouts | None
     replay: Replay | None
     held_out: Evaluator
+    companions: tuple[Companion, ...] = ()
     needs: Needs = Needs()
     unit: str = "group"
 
+    def __post_init__(self) -> None:
+        self._companions_said: dict[str, float] = {}
+
+    def turn(self, rollouts: RolloutSpec) -> None:
+        if self.rollouts is not None:
+            self.rollouts.spec = rollouts
+        if self.replay is not None and not self.config.replay:
+            self.replay.groups_per_step = replayed_groups(rollouts, self.config.prompts)
+
     def batches(self, step: int, version: int) -> Iterator[Episodes]:
-        yield self.mixer.draw(step, version)
+        batch = self.mixer.draw(step, version)
+        for companion in self.companions:
+            batch = companion.annotate(batch, step)
+        yield batch
 
     @property
     def batches_per_step(self) -> int:
@@ -59,7 +74,9 @@ class TextData:
         return asked
 
     def learned(self, batch: Episodes, step: int) -> None:
-        """Fresh rollouts go to the replay, and to `episodes/`."""
+        """Fresh rollouts go to the replay, and to `episodes/`; companions learn from the batch."""
+        for companion in self.companions:
+            self._companions_said |= companion.learn(batch, step)
         if self.rollouts is None:
             return
         fresh = batch.select(batch.category("source", "fresh"))
@@ -73,9 +90,10 @@ class TextData:
 
     def metrics(self) -> dict[str, float]:
         if self.rollouts is None:
-            return {"tokens_sampled": 0.0}
+            return {**self._companions_said, "tokens_sampled": 0.0}
         dropped = {f"dropped/{k}": float(v) for k, v in self.rollouts.dropped.items() if v}
-        return {**self.rollouts.metrics, **dropped, "tokens_sampled": float(self.rollouts.tokens_sampled)}
+        sampled = float(self.rollouts.tokens_sampled)
+        return {**self._companions_said, **self.rollouts.metrics, **dropped, "tokens_sampled": sampled}
 
     def samples(self, batch: Episodes, step: int, n: int = 4) -> Iterator[dict[str, Any]]:
         """The first rows of each source: prompt and completion text, reward, source, truncated."""
@@ -106,19 +124,21 @@ class TextData:
         self.mixer.load_state_dict(state)
 
     def save(self, folder: Path) -> None:
-        if self.replay is not None:
-            self.replay.save(folder)
+        for source in (self.replay, self.rollouts, *self.companions):
+            if source is not None:
+                source.save(folder)
 
     def load(self, folder: Path) -> None:
-        if self.replay is not None:
-            self.replay.load(folder)
+        for source in (self.replay, self.rollouts, *self.companions):
+            if source is not None:
+                source.load(folder)
 
     def describe(self) -> Iterator[str]:
         if self.rollouts is not None:
             prompts, group = self.config.prompts, self.rollouts.spec.group
             yield f"{prompts} prompts x {group} rollouts = {prompts * group} completions of the policy"
         if self.replay is not None:
-            yield f"{self.config.replay} groups replayed"
+            yield f"{self.replay.groups_per_step} groups replayed"
         if self.config.demos:
             yield f"{self.config.demos_per_step} demonstrations"
         if self.config.pairs:
@@ -126,6 +146,14 @@ class TextData:
 
     def close(self) -> None:
         return None
+
+
+def replayed_groups(rollouts: RolloutSpec, prompts: int) -> int:
+    """How many replayed groups beside so many fresh ones make the share that a recipe asks for."""
+    share = number(rollouts.replay)
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"the share of replayed groups is {share}: expected 0 or more, and below 1")
+    return round(share / (1.0 - share) * prompts)
 
 
 def _logged(episodes: Episodes) -> Episodes:
