@@ -11,9 +11,22 @@ import torch
 from torch import Tensor
 
 from unipo import functional as F
-from unipo.functional import advantages, aggregate, bayesian_quadrature, coverage, divergences, pairs, weights
+from unipo.functional import (
+    advantages,
+    aggregate,
+    balance,
+    bayesian_quadrature,
+    coverage,
+    divergences,
+    moments,
+    pairs,
+    selection,
+    weights,
+)
 
-MODULES = (advantages, aggregate, bayesian_quadrature, coverage, divergences, pairs, weights)
+MODULES = (
+    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, moments, pairs, selection, weights,
+)  # fmt: skip
 INDEX = torch.tensor([0, 0, 1, 1])
 ROW = torch.tensor([0.3, 0.9, 0.5, 0.7])
 SIGN = torch.tensor([1.0, -1.0, 1.0, 0.0])
@@ -23,7 +36,10 @@ CHOSEN = torch.tensor([True, False, False, True])
 
 # One call of every function: its tensors, and the numbers that follow them.
 CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
+    "active_balance": ((ROW, SIGN), (0.6, 1.2, 3.0)),
+    "ascending": ((ROW,), ()),
     "bac": ((SCORES, ROW, torch.eye(4), torch.eye(2), torch.zeros(4, 4), torch.eye(4)), ()),
+    "balanced_bounds": ((), (lambda low, high: (ROW.sum(), ROW.sum() * 2), (0.6, 1.2), (0.8, 2.0), (0.05, 0.05))),
     "batch_mean": ((ROW,), ()),
     "batch_std": ((ROW,), ()),
     "beta_parameters": ((ROW,), ()),
@@ -54,16 +70,22 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "k2": ((ROW,), ()),
     "k3": ((ROW,), ()),
     "kl": ((FULL, FULL.flip(-1)), ()),
+    "largest": ((ROW,), (2,)),
     "leave_one_out_mean": ((ROW, INDEX), (2,)),
     "log_ratio": ((ROW, SIGN), ()),
     "log_state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "logistic": ((ROW,), (0.1,)),
+    "max_variance_subset": ((ROW,), (2,)),
+    "merged_moments": ((), (2, 0.5, 0.1, ROW)),
     "normalize": ((ROW, SIGN, ROW), (0.1,)),
     "pair_margin": ((ROW, CHOSEN, INDEX), (2,)),
     "pairwise_square": ((ROW, INDEX), (2,)),
+    "places": ((ROW, INDEX), (2,)),
+    "rank_shares": ((ROW, INDEX), (2, 0.5, 0.5, 0.0)),
     "ring_mask": ((ROW, SIGN), (0.2, 0.2, 0.6, 2.0)),
     "row_entropy": ((INDEX, CHOSEN), ()),
     "sequence_ratio": ((ROW, INDEX), (2,)),
+    "share_of": ((), (4, 0.3)),
     "squared": ((ROW,), (1.0,)),
     "state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "taper": ((ROW, SIGN), ()),
@@ -73,7 +95,9 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "trajectory_quality": ((ROW,), (0.0, 1.0)),
     "truncate": ((ROW,), (0.6,)),
     "two_side_mask": ((ROW,), (0.2, 0.2)),
+    "value_balance": ((ROW, SIGN), (0.6, 1.2, 3.0)),
     "weighted_k3": ((ROW, ROW), ()),
+    "weighted_r2": ((ROW, SIGN, ROW), ()),
 }
 
 
@@ -117,7 +141,7 @@ def test_nothing_is_mutated_and_no_float_changes_type(name: str) -> None:
     for dtype in (torch.float32, torch.float64):
         given = tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
         for found in tensors_of(getattr(F, name)(*given, *rest)):
-            assert found.dtype in (dtype, torch.bool)
+            assert found.dtype in (dtype, torch.bool, torch.int64)
             assert not found.isnan().any() if found.is_floating_point() else True
         getattr(F, name)(*tensors, *rest)
         assert all(torch.equal(x, y) for x, y in zip(tensors, copies, strict=True))

@@ -15,6 +15,9 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
                   `fisher_kernel` `fisher_estimate`
     coverage      of a data set: `trajectory_quality`, `state_action_coverage` `log_state_action_coverage`,
                   `distinct_rows` `row_entropy` of integers, `digitise`
+    selection     `ascending` `largest` `max_variance_subset` `share_of`; by place in a group `places` `rank_shares`
+    balance       of raised and lowered probabilities: `active_balance` `value_balance`, clip bounds `balanced_bounds`
+    moments       `merged_moments` of numbers in parts; `weighted_r2` of a regression
 """
 
 from unipo.functional.advantages import (
@@ -32,6 +35,7 @@ from unipo.functional.advantages import (
     normalize,
 )
 from unipo.functional.aggregate import constant, episode_mean, episode_sum, token_mean
+from unipo.functional.balance import active_balance, balanced_bounds, value_balance
 from unipo.functional.bayesian_quadrature import (
     bac,
     bpg_model_1,
@@ -49,7 +53,9 @@ from unipo.functional.coverage import (
     trajectory_quality,
 )
 from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl, weighted_k3
+from unipo.functional.moments import merged_moments, weighted_r2
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
+from unipo.functional.selection import ascending, largest, max_variance_subset, places, rank_shares, share_of
 from unipo.functional.weights import (
     clip_mask,
     dual_clip_mask,
@@ -65,7 +71,10 @@ from unipo.functional.weights import (
 )
 
 __all__ = [
+    "active_balance",
+    "ascending",
     "bac",
+    "balanced_bounds",
     "batch_mean",
     "batch_std",
     "beta_parameters",
@@ -96,16 +105,22 @@ __all__ = [
     "k2",
     "k3",
     "kl",
+    "largest",
     "leave_one_out_mean",
     "log_ratio",
     "log_state_action_coverage",
     "logistic",
+    "max_variance_subset",
+    "merged_moments",
     "normalize",
     "pair_margin",
     "pairwise_square",
+    "places",
+    "rank_shares",
     "ring_mask",
     "row_entropy",
     "sequence_ratio",
+    "share_of",
     "squared",
     "state_action_coverage",
     "taper",
@@ -115,5 +130,7 @@ __all__ = [
     "trajectory_quality",
     "truncate",
     "two_side_mask",
+    "value_balance",
     "weighted_k3",
+    "weighted_r2",
 ]

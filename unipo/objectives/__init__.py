@@ -2,6 +2,7 @@
 
 from unipo.objectives.advantages import *
 from unipo.objectives.aggregates import *
+from unipo.objectives.balance import *
 from unipo.objectives.base import (
     Category,
     Knob,
@@ -23,6 +24,7 @@ from unipo.objectives.base import (
     with_settings,
 )
 from unipo.objectives.distributional import *
+from unipo.objectives.groups import *
 from unipo.objectives.hoisting import Stored, hoisted
 from unipo.objectives.masks import *
 from unipo.objectives.pathwise import *
@@ -30,5 +32,6 @@ from unipo.objectives.post_decision import *
 from unipo.objectives.regression import *
 from unipo.objectives.returns import *
 from unipo.objectives.scores import *
+from unipo.objectives.selections import *
 from unipo.objectives.terms import *
 from unipo.objectives.weights import *

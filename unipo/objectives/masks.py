@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,10 @@ class AdvantageMask(Part):
 
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         return torch.ones_like(advantage, dtype=torch.bool)
+
+    def facts(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Mapping[str, Tensor]:
+        """What it found out on the way and a reader of metrics should know, per step [N]."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -126,3 +131,6 @@ class Product(AdvantageMask):
         for mask in self.masks:
             kept = kept & mask.of(advantage, episodes, signals)
         return kept
+
+    def facts(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Mapping[str, Tensor]:
+        return {k: v for mask in self.masks for k, v in mask.facts(advantage, episodes, signals).items()}

@@ -158,9 +158,11 @@ class Regression(Objective):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ValueRegression(Objective):
-    """Half the squared error of the critic's `value` to the GAE return, clipped around the old value when asked."""
+    """Half the squared error of the critic's `value` to the GAE return, clipped around the old value when asked; times a
+    `weight` that does not look at advantages."""
 
     target: Advantage = ValueTarget()
+    weight: Weight | None = None
     clip: float | None = None
     aggregate: Aggregate = TokenMean()
     rows: Rows = rollouts
@@ -176,4 +178,6 @@ class ValueRegression(Objective):
         if self.clip is not None:
             old = episodes["old_value"].to(value.dtype)
             error = torch.maximum(error, (old + (value - old).clamp(-self.clip, self.clip) - target).square())
-        return self.aggregate.of(error / 2, episodes), {"value_error": error}
+        with torch.no_grad():
+            times = 0.5 if self.weight is None else self.weight(episodes, signals).to(value.dtype) / 2
+        return self.aggregate.of(times * error, episodes), {"value_error": error}

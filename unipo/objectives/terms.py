@@ -32,12 +32,15 @@ class PolicyGradient(Objective):
         L = - aggregate( mask * weight * advantage * logp )        first three detached
 
     Unified Policy Gradient Estimator (arXiv 2509.04419): the choice of reference denominator is the weight, the
-    stabilisation mask is the mask. A masked step keeps its place in the aggregation's count (PPO's clip does).
+    stabilisation mask is the mask. A masked step keeps its place in the aggregation's count (PPO's clip does). Steps that
+    the mask `counted` leaves out lose it: they are chosen by their advantage, and what is then aggregated never had them
+    (episodes stay, as everywhere: one without steps adds 0).
     """  # fmt: skip
 
     advantage: Advantage
     weight: Weight = One()
     mask: AdvantageMask = AdvantageMask()
+    counted: AdvantageMask | None = None
     aggregate: Aggregate = EpisodeMean()
     signal: str = "logp"
     rows: Rows = rollouts
@@ -48,7 +51,7 @@ class PolicyGradient(Objective):
     @property
     def linear(self) -> bool:
         parts = self.advantage.needs | self.weight.needs | self.mask.needs
-        return not parts.signals
+        return not (parts | self.counted.needs if self.counted else parts).signals
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
         logp = signals[self.signal]
@@ -57,8 +60,14 @@ class PolicyGradient(Objective):
             weight = self.weight.of(advantage, episodes, signals).to(logp.dtype)
             mask = self.mask.of(advantage, episodes, signals)
             coefficient = torch.where(mask, weight * advantage, 0.0)
-        loss = self.aggregate.of(-coefficient * logp, episodes)
-        return loss, {"advantage": advantage, "weight": weight, "clipped": (~mask).to(logp.dtype)}
+            facts = {"advantage": advantage, "weight": weight, "clipped": (~mask).to(logp.dtype),
+                     **self.mask.facts(advantage, episodes, signals)}  # fmt: skip
+        if self.counted is None:
+            return self.aggregate.of(-coefficient * logp, episodes), facts
+        with torch.no_grad():
+            counted = self.counted.of(advantage, episodes, signals)
+            facts = {name: torch.where(counted, fact, torch.nan) for name, fact in facts.items()}
+        return self.aggregate.of((-coefficient * logp)[counted], episodes.select(counted, "step")), facts
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
