@@ -18,7 +18,7 @@ from unipo.sources.spec import ControlSpec, RolloutSpec
 KINDS = ("rollout", "demo", "pair")
 TEXT_SIGNALS = frozenset({"logp", "entropy", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
-TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "reward"})
+TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "reward", "truncated"})
 """What text data have; columns with the name of a policy in front of a signal of text are computed."""
 
 

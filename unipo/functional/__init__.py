@@ -17,7 +17,7 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
                   `distinct_rows` `row_entropy` of integers, `digitise`
     selection     `ascending` `largest` `max_variance_subset` `share_of`; by place in a group `places` `rank_shares`
     balance       of raised and lowered probabilities: `active_balance` `value_balance`, clip bounds `balanced_bounds`
-    moments       `merged_moments` of numbers in parts; `weighted_r2` of a regression
+    moments       `moments_of` `merged_moments` of numbers that come in parts; `weighted_r2` of a regression
 """
 
 from unipo.functional.advantages import (
@@ -53,7 +53,7 @@ from unipo.functional.coverage import (
     trajectory_quality,
 )
 from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl, weighted_k3
-from unipo.functional.moments import merged_moments, weighted_r2
+from unipo.functional.moments import Moments, merged_moments, moments_of, weighted_r2
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
 from unipo.functional.selection import ascending, largest, max_variance_subset, places, rank_shares, share_of
 from unipo.functional.weights import (
@@ -112,6 +112,7 @@ __all__ = [
     "logistic",
     "max_variance_subset",
     "merged_moments",
+    "moments_of",
     "normalize",
     "pair_margin",
     "pairwise_square",

@@ -7,22 +7,32 @@ from torch import Tensor
 
 from unipo.functional.shapes import same_length
 
-__all__ = ["merged_moments", "weighted_r2"]
+__all__ = ["merged_moments", "moments_of", "weighted_r2"]
 
 
-def merged_moments(count: float, mean: float, variance: float, values: Tensor) -> tuple[float, float, float]:
-    """(count, mean, population variance) of `count` numbers seen before, with those moments, and `values` [n] together.
+Moments = tuple[float, float, float]
+"""How many numbers, their mean, and their population variance."""
 
-        m = m0 + (m1 - m0) n1 / n         n v = n0 v0 + n1 v1 + (m1 - m0)^2 n0 n1 / n      (Chan et al. 1979)
-    """  # fmt: skip
-    n = len(values)
-    total = count + n
-    if n == 0:
-        return count, mean, variance
+
+def moments_of(values: Tensor) -> Moments:
+    """(count, mean, population variance) of `values` [n]; zeros for none."""
+    if not len(values):
+        return 0.0, 0.0, 0.0
     x = values.double()
-    shift, own = float(x.mean()) - mean, float(x.var(correction=0))
-    merged = (count * variance + n * own + shift * shift * count * n / total) / total
-    return total, mean + shift * n / total, merged
+    return float(len(x)), float(x.mean()), float(x.var(correction=0))
+
+
+def merged_moments(first: Moments, second: Moments) -> Moments:
+    """The moments of two sets of numbers together (Chan et al. 1979).
+
+        m = m1 + (m2 - m1) n2 / n         n v = n1 v1 + n2 v2 + (m2 - m1)^2 n1 n2 / n
+    """  # fmt: skip
+    (n1, m1, v1), (n2, m2, v2) = first, second
+    n = n1 + n2
+    if not n:
+        return 0.0, 0.0, 0.0
+    shift = m2 - m1
+    return n, m1 + shift * n2 / n, (n1 * v1 + n2 * v2 + shift * shift * n1 * n2 / n) / n
 
 
 def weighted_r2(actual: Tensor, predicted: Tensor, weight: Tensor) -> Tensor:

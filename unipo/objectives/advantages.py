@@ -22,18 +22,22 @@ __all__ = [
     "BatchMean",
     "BatchStd",
     "BetaScale",
+    "Bounded",
     "Center",
     "Constant",
     "GroupMean",
     "GroupStd",
     "LeaveOneOut",
+    "MeanSoFar",
     "Normalised",
     "Outcome",
+    "Past",
     "Plain",
     "Scale",
     "ShapedOutcome",
     "SmoothStd",
     "Standardised",
+    "StdSoFar",
     "Whitened",
 ]
 
@@ -180,6 +184,41 @@ class BatchStd(Scale):
         return _with_eps(F.batch_std(values), self.eps)
 
 
+@dataclass(frozen=True)
+class Past(Part):
+    """How many outcomes earlier steps have seen, their mean and standard deviation: knobs that `SoFar` controllers turn."""
+
+    count: float | Knob = Knob("past_count", 0.0)
+    mean: float | Knob = Knob("past_mean", 0.0)
+    std: float | Knob = Knob("past_std", 0.0)
+
+    def joined(self, values: Tensor) -> F.Moments:
+        """(count, mean, population variance) of theirs and `values` [E] together."""
+        return F.merged_moments((number(self.count), number(self.mean), number(self.std) ** 2), F.moments_of(values))
+
+
+@dataclass(frozen=True)
+class MeanSoFar(Center):
+    """Mean over everything seen so far, this batch included."""
+
+    past: Past = Past()
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return torch.full_like(values, self.past.joined(values)[1])
+
+
+@dataclass(frozen=True)
+class StdSoFar(Scale):
+    """Standard deviation over everything seen so far, this batch included, with Bessel's correction, plus `eps`."""
+
+    past: Past = Past()
+    eps: float = 1e-6
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        count, _, variance = self.past.joined(values)
+        return _with_eps(torch.full_like(values, (variance * count / max(count - 1, 1)) ** 0.5), self.eps)
+
+
 def _with_eps(std: Tensor, eps: float) -> Tensor:
     """std + eps, but exactly 0 where nothing varies: `normalize` then gives 0 there, whatever the centre."""
     return torch.where(std > 0, std + eps, std)
@@ -260,3 +299,14 @@ class Whitened(Advantage):
         if len(values) < 2:
             return values
         return F.normalize(values, F.batch_mean(values), self.scale.of(values, episodes))
+
+
+@dataclass(frozen=True)
+class Bounded(Advantage):
+    """Another advantage held in [-limit, limit]."""
+
+    advantage: Advantage
+    limit: float = 2.0
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return self.advantage(episodes, signals).clamp(-self.limit, self.limit)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, annotate
 from unipo.objectives import number, with_settings
@@ -75,12 +76,19 @@ class _Phase:
             for companion in self.companions:
                 companion.learn(batch, step)
         for c in recipe.controllers:
-            self.states[c.knob] = c.observe(self.states[c.knob], {"reward": float(batch["reward"].nanmean())})
+            self.states[c.knob] = c.observe(self.states[c.knob], _metrics(batch))
 
     def _renew(self, step: int, lag: int) -> None:
         for name, snapshot in self.recipe.snapshots.items():
             if snapshot.lag == lag and snapshot.due(step):
                 follow(self.players[name], self.policy, snapshot.tau)
+
+
+def _metrics(batch: Episodes) -> dict[str, float]:
+    """What a run says of its rollouts."""
+    reward = batch["reward"][batch["reward"].isfinite()]
+    count, mean, variance = F.moments_of(reward)
+    return {"rollouts": count, "reward": mean, "reward_std": variance**0.5}
 
 
 def kept(recipe: Recipe, batch: Episodes) -> Episodes:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from unipo.functional import merged_moments
+
 State = dict[str, float]
 
 
@@ -137,6 +139,37 @@ class Ramp(Controller):
 
     def setting(self, state: State, step: int) -> float:
         return self.value + (self.final - self.value) * min(1.0, step / max(self.steps, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRamp(Ramp):
+    """Linear from `value` at the start to `final` at the end of the run, however long it is."""
+
+    steps: int = 1
+
+    def lasting(self, steps: int) -> Controller:
+        return replace(self, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoFar(Controller):
+    """A moment of the rewards that all earlier steps sampled: `of` is count, mean or std (population)."""
+
+    of: str = "mean"
+
+    def start(self) -> State:
+        return {"count": 0.0, "mean": 0.0, "std": 0.0}
+
+    def setting(self, state: State, step: int) -> float:
+        return state[self.of]
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        now = tuple(metrics.get(name, math.nan) for name in ("rollouts", "reward", "reward_std"))
+        if not all(map(math.isfinite, now)):
+            return state
+        past = (state["count"], state["mean"], state["std"] ** 2)
+        count, mean, variance = merged_moments(past, (now[0], now[1], now[2] ** 2))
+        return {"count": count, "mean": mean, "std": math.sqrt(variance)}
 
 
 @dataclass(frozen=True, kw_only=True)

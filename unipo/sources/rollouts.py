@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,8 +111,10 @@ class Rollouts:
         """Means over everything that was sampled in this step, before any stage, filter or relabelling."""
         n = max(len(self._seen), 1)
         reward, length, truncated = (sum(float(row[i]) for row in self._seen) / n for i in range(3))
+        spread = sum((float(row[0]) - reward) ** 2 for row in self._seen) / n
         self.metrics = {
             "reward": reward,
+            "reward_std": math.sqrt(spread),
             "length": length,
             "truncated_share": truncated,
             "rollouts": float(len(self._seen)),
