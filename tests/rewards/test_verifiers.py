@@ -90,7 +90,8 @@ def test_an_interrupted_exchange_is_not_taken_for_the_next_one():
 def test_known_names_and_weights():
     assert resolve_reward("math") == ("math", math, 1.0)
     assert resolve_reward(" length*-0.001 ") == ("length", length, -0.001)
-    assert set(REWARDS) == {"exact_match", "length", "math"}
+    graded = {"form", "near", "prefix", "within", "word_by_word"}
+    assert set(REWARDS) == {"exact_match", "length", "math"} | graded
 
 
 def test_functions_of_modules_and_files(tmp_path):
@@ -108,7 +109,7 @@ def test_functions_of_modules_and_files(tmp_path):
     ("text", "message"),
     [
         ("mth", "did you mean 'math'"),
-        ("zzz", "There are: exact_match, length, math; or give file.py:function"),
+        ("zzz", "There are: exact_match, form, length, math, near.*; or give file.py:function"),
         ("math*x", "not a number: write NAME"),
         ("nowhere/at/all.py:f", "there is no file nowhere/at/all.py"),
         ("no_such_module_here:f", r"ModuleNotFoundError.*write file.py:function"),

@@ -49,10 +49,10 @@ def test_the_shipped_model_is_often_wrong_and_able(model, tokenizer):
 
 def test_demonstrations_are_wrong_as_often_as_stated_and_from_the_train_split():
     random, share = Random(0), {"arithmetic": 0.7, "sort": 0.2}
-    right = {name: [] for name in TASKS}
+    right = {name: [] for name in warm.SHARE}
     for _ in range(3000):
         problem, completion = warm.demonstration(random, share)
-        name = next(n for n, task in TASKS.items() if problem.prompt in _prompts(n, problem))
+        name = next(n for n in warm.SHARE if problem.prompt in _prompts(n, problem))
         columns = {k: [v] for k, v in problem.columns.items()}
         right[name] += TASKS[name].reward([problem.prompt], [completion], **columns, answer=[problem.answer])
     for name, found in right.items():

@@ -1,17 +1,25 @@
 """Rewards: plain callables `f(prompts, completions, **columns) -> list[float | None]`, sync or async."""
 
 from unipo.rewards.calling import RewardError, RewardFunction, RewardSet, RewardWarning
+from unipo.rewards.graded import Formatted, ForTask, Near, Prefix, Within, WordByWord
 from unipo.rewards.mathematics import math
-from unipo.rewards.verifiers import REWARDS, exact_match, length, resolve_reward
+from unipo.rewards.verifiers import REWARDS, exact_match, length, resolve_reward, split_rewards
 
 __all__ = [
     "REWARDS",
+    "ForTask",
+    "Formatted",
+    "Near",
+    "Prefix",
     "RewardError",
     "RewardFunction",
     "RewardSet",
     "RewardWarning",
+    "Within",
+    "WordByWord",
     "exact_match",
     "length",
     "math",
     "resolve_reward",
+    "split_rewards",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from unipo.rewards.calling import RewardError, RewardFunction
+from unipo.rewards.graded import Formatted, ForTask, Near, Prefix, Within, WordByWord
 from unipo.rewards.mathematics import math
 from unipo.rewards.names import unknown
 
@@ -29,24 +33,59 @@ def length(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -
     return [float(len(c)) for c in completions]
 
 
-REWARDS: dict[str, RewardFunction] = {"exact_match": exact_match, "length": length, "math": math}
+REWARDS: dict[str, RewardFunction] = {
+    "exact_match": exact_match, "form": Formatted(), "length": length, "math": math, "near": Near(), "prefix": Prefix(),
+    "within": Within(), "word_by_word": WordByWord(),
+}  # fmt: skip
+WRITTEN = re.compile(r"(?P<name>[^()*@]+)(?:\((?P<settings>[^()]*)\))?(?:@(?P<task>[\w.-]+))?(?:\*(?P<weight>.*))?")
+
+
+def split_rewards(text: str) -> list[str]:
+    """Several rewards that are written with commas between them; those inside brackets divide settings."""
+    return [part for part in re.split(r",(?![^(]*\))", text) if part.strip()]
 
 
 def resolve_reward(text: str) -> tuple[str, RewardFunction, float]:
-    """(name, function, weight) of NAME[*WEIGHT], NAME being a known one, package.module:function or file.py:function.
+    """(name, function, weight) of NAME[(SETTING=NUMBER, ...)][@TASK][*WEIGHT], NAME being a known one,
+    package.module:function or file.py:function. With @TASK it is for the rows of that `task` alone.
 
     Raises RewardError with the nearest name, or what could not be imported.
     """
-    name, _, weight = text.strip().partition("*")
+    found = WRITTEN.fullmatch(text.strip())
+    if found is None:
+        raise RewardError(f"cannot read the reward {text!r}: write NAME, NAME*0.5, NAME(width=0.5) or NAME@TASK")
     try:
-        factor = float(weight) if weight else 1.0
+        factor = float(found["weight"]) if found["weight"] else 1.0
     except ValueError:
         raise RewardError(f"the weight in {text!r} is not a number: write NAME*0.5") from None
-    if ":" in name:
-        return name.rpartition(":")[2], _imported(name), factor
-    if name not in REWARDS:
+    name = found["name"].strip()
+    if ":" not in name and name not in REWARDS:
         raise RewardError(f"{unknown('reward', name, REWARDS)}; or give file.py:function or package.module:function")
-    return name, REWARDS[name], factor
+    function = _imported(name) if ":" in name else REWARDS[name]
+    function = _with_settings(name, function, found["settings"]) if found["settings"] else function
+    name = name.rpartition(":")[2]
+    return (
+        (f"{name}@{found['task']}", ForTask(found["task"], function), factor)
+        if found["task"]
+        else (name, function, factor)
+    )
+
+
+def _with_settings(name: str, function: RewardFunction, text: str) -> RewardFunction:
+    """The same reward with other numbers, where it is a record that has such fields."""
+    known = {f.name for f in fields(function)} if is_dataclass(function) else set()
+    pairs = [part.partition("=") for part in text.split(",")]
+    bad = next((key.strip() for key, _, _ in pairs if key.strip() not in known), None)
+    if bad is not None:
+        has = ", ".join(sorted(known)) or "none: it is a plain function"
+        raise RewardError(f"reward {name!r} has no setting {bad!r}; its settings: {has}")
+    try:
+        settings = {key.strip(): ast.literal_eval(value.strip()) for key, _, value in pairs}
+        if not all(type(value) in (int, float) for value in settings.values()):
+            raise ValueError
+    except (ValueError, SyntaxError):
+        raise RewardError(f"the settings in {name}({text}) are not all numbers: write {name}(NAME=NUMBER)") from None
+    return replace(function, **settings)  # type: ignore[type-var]
 
 
 def _imported(text: str) -> RewardFunction:

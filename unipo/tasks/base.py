@@ -14,14 +14,14 @@ from functools import lru_cache
 from random import Random
 from typing import Any, Protocol
 
+from unipo.rewards.answers import MARK, final_answer
+from unipo.rewards.calling import RewardFunction
 from unipo.rewards.names import unknown
 
 SPLITS = ("train", "held_out")
 STYLES = ("direct", "worked")
 HELD_OUT_SHARE = 10
 """One in so many canonical problems is held out."""
-MARK = "#"
-"""In a completion, the answer follows the last mark; without a mark all of it is the answer."""
 PATIENCE = 2000
 """Draws without a new problem after which a space counts as exhausted."""
 
@@ -64,6 +64,9 @@ class Task(Protocol):
     @property
     def max_completion_tokens(self) -> int: ...
 
+    @property
+    def rewards(self) -> tuple[tuple[str, RewardFunction, float], ...]: ...
+
     def problem(self, index: int, split: str = "train", levels: Sequence[int] | None = None) -> Problem: ...
 
     def demonstration(self, problem: Problem, style: str = "direct") -> str: ...
@@ -91,7 +94,9 @@ class GeneratedTask:
 
     `draw(random, level)` makes a problem; `steps(problem)` writes out the work; `mistake(problem, random)` proposes an
     answer that is plausible and usually wrong; `verify(answer, columns)` judges; `budget(level)` bounds the tokens of any
-    demonstration, one per character and one for the end.
+    demonstration, one per character and one for the end. `graded`: what runs are rewarded with where that is not the
+    verdict alone: named reward functions with weights, whose sum is 1 for a right answer. `reason(prompt, random)`: for
+    tasks that are described before they are reasoned about, a frozen reasoner's answer to a prompt of text.
     """
 
     name: str
@@ -104,6 +109,8 @@ class GeneratedTask:
     verify: Callable[[str, Mapping[str, Any]], bool]
     budget: Callable[[int], int]
     stop: tuple[str, ...] = ()
+    graded: tuple[tuple[str, RewardFunction, float], ...] = ()
+    reason: Callable[[str, Random], str] | None = None
 
     def __post_init__(self) -> None:
         bad = sorted(set(self.levels) - set(self.all_levels))
@@ -113,6 +120,11 @@ class GeneratedTask:
                 f"{self.all_levels[0]} to {self.all_levels[-1]}, written {self.name}:{self.all_levels[0]} or "
                 f"{self.name}:{self.all_levels[0]}-{self.all_levels[-1]}"
             )
+
+    @property
+    def rewards(self) -> tuple[tuple[str, RewardFunction, float], ...]:
+        """What a run is rewarded with, by name and weight: `graded`, else the verdict."""
+        return self.graded or ((self.name, self.reward, 1.0),)
 
     @property
     def max_completion_tokens(self) -> int:
@@ -201,11 +213,6 @@ def identity(text: str) -> int:
 def split_of(name: str, canonical: str) -> str:
     """The one split that a canonical problem of task `name` belongs to."""
     return "held_out" if identity(f"{name}/{canonical}") % HELD_OUT_SHARE == 0 else "train"
-
-
-def final_answer(completion: str) -> str:
-    """What follows the last mark (all of it without one), stripped."""
-    return completion.rpartition(MARK)[2].strip()
 
 
 def same_text(answer: str, columns: Mapping[str, Any]) -> bool:

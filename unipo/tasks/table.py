@@ -9,11 +9,15 @@ from pathlib import Path
 from unipo.rewards.names import unknown
 from unipo.tasks.arithmetic import ARITHMETIC
 from unipo.tasks.base import GeneratedTask, TaskError
+from unipo.tasks.corpus import DERIVATIONS
 from unipo.tasks.countdown import COUNTDOWN
+from unipo.tasks.describe import DESCRIBE
 from unipo.tasks.modular_chain import MODULAR_CHAIN
+from unipo.tasks.rating import RATING
 from unipo.tasks.text import REVERSE, SORT
 
-TASKS: dict[str, GeneratedTask] = {t.name: t for t in (ARITHMETIC, COUNTDOWN, MODULAR_CHAIN, REVERSE, SORT)}
+TASKS: dict[str, GeneratedTask] = {t.name: t for t in (ARITHMETIC, COUNTDOWN, MODULAR_CHAIN, REVERSE, SORT, RATING, DERIVATIONS,
+                                                            DESCRIBE)}  # fmt: skip
 ENVIRONMENT = re.compile(r"^(?:(?P<module>[\w.]+):)?(?:(?P<namespace>[\w-]+)/)?[\w.-]+-v\d+$")
 
 
