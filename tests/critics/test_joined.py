@@ -66,7 +66,7 @@ class Linear:
     def __init__(self, slopes: list[float], offsets: list[float]) -> None:
         self.slopes, self.offsets = torch.tensor(slopes), torch.tensor(offsets)
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         return action.sum(-1, keepdim=True) * self.slopes + self.offsets
 
 
@@ -108,6 +108,19 @@ def test_reductions_over_critics(reduce: str, expected: int) -> None:
     found = Pathwise(policy, Linear([1.0, 1.0], [5.0, 1.0]), reduce).signals(episodes, ["pathwise_q"])["pathwise_q"]
     action = policy.raw(episodes["observation"]).tanh().sum(1)
     assert torch.allclose(found, action + [1.0, 5.0, 3.0][expected])
+
+
+@pytest.mark.parametrize(
+    "critic", [QEnsemble(D, A), GaussianQ(D, A), QuantileQ(D, A, layer_norm=True)], ids=lambda c: type(c).__name__
+)
+def test_only_the_member_that_is_read_is_computed(critic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, episodes = policy_of(Deterministic(A)), steps(A)
+    whole = critic.q(episodes["observation"], policy.distribution.mode(policy.raw(episodes["observation"])))
+    sizes, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: (sizes.append(len(b)), bmm(a, b))[1])
+    found = Pathwise(policy, critic, "first").signals(episodes, ["pathwise_q"])["pathwise_q"]
+    assert torch.allclose(found, whole[:, 0], atol=1e-6)
+    assert set(sizes) == {1}
 
 
 def test_a_deterministic_policy_is_valued_at_its_mode_without_log_prob() -> None:
@@ -182,7 +195,7 @@ class Quadratic:
     def __init__(self, curvature: float, peak: float) -> None:
         self.curvature, self.peak = curvature, peak
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         return -self.curvature * (action - self.peak).square()
 
 

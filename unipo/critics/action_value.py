@@ -1,8 +1,8 @@
 """Q(s, a): ensembles of action values, and distributional critics.
 
 Every critic has
-`q(observation [N, d], action, frozen=False)` -> [N, n] for its n members; frozen: with detached weights, so that the gradient
-flows to the action only.
+`q(observation [N, d], action, frozen=False, members=None)` -> [N, n] for its n members; frozen: with detached weights, so that
+the gradient flows to the action only; members: of the first so many alone.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class _Ensemble(nn.Module):
         super().__init__()
         self.normaliser, self.network = normaliser, network
 
-    def forward(self, observation: Tensor, action: Tensor | None = None, frozen: bool = False) -> Tensor:
+    def forward(self, observation: Tensor, action: Tensor | None = None, frozen: bool = False,
+                members: int | None = None) -> Tensor:  # fmt: skip
         """[N, n, outputs] of `observation` [N, d] and `action` [N, A]."""
         x = observation if self.normaliser is None else self.normaliser(observation)
-        return self.network(x if action is None else torch.cat([x, action], -1), frozen)
+        return self.network(x if action is None else torch.cat([x, action], -1), frozen, members)
 
     def total_lengths(self, episodes: Episodes) -> Tensor:
         """[E] steps of each fragment: what its signals cost."""
@@ -59,9 +60,9 @@ class QEnsemble(_Ensemble):
         network = StackedMLP(critics, observation_size + action_size, hidden, 1, activation, layer_norm)
         super().__init__(normaliser, network)
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         """Q [N, n]."""
-        return self(observation, action, frozen).squeeze(-1)
+        return self(observation, action, frozen, members).squeeze(-1)
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """`q` [N, n]; KeyError names any other."""
@@ -96,17 +97,17 @@ class DiscreteQ(_Ensemble):
                        "hidden": list(hidden), "activation": activation, "layer_norm": layer_norm,
                        "dueling": dueling}  # fmt: skip
 
-    def values(self, observation: Tensor, frozen: bool = False) -> Tensor:
+    def values(self, observation: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         """Q [N, n, A] of `observation` [N, d]."""
-        out = self(observation, frozen=frozen)
+        out = self(observation, frozen=frozen, members=members)
         if not self.dueling:
             return out
         value, advantage = out[..., :1], out[..., 1:]
         return value + advantage - advantage.mean(-1, keepdim=True)
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         """Q [N, n] at `action` [N] int64."""
-        return at_action(self.values(observation, frozen), action)
+        return at_action(self.values(observation, frozen, members), action)
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """`q` [N, n]; KeyError names any other."""
@@ -137,14 +138,15 @@ class GaussianQ(_Ensemble):
         network = StackedMLP(critics, observation_size + action_size, hidden, 2, activation, layer_norm)
         super().__init__(normaliser, network)
 
-    def moments(self, observation: Tensor, action: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
+    def moments(self, observation: Tensor, action: Tensor, frozen: bool = False,
+                members: int | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(q, q_std), each [N, n]."""
-        q, spread = self(observation, action, frozen).unbind(-1)
+        q, spread = self(observation, action, frozen, members).unbind(-1)
         return q, softplus(spread)
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         """The means [N, n]."""
-        return self.moments(observation, action, frozen)[0]
+        return self.moments(observation, action, frozen, members)[0]
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """`q`, `q_std`, each [N, n]; KeyError names any other."""
@@ -181,9 +183,9 @@ class QuantileQ(_Ensemble):
         """[N, n, K]."""
         return self(observation, action, frozen)
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         """The means of the quantiles [N, n]."""
-        return self(observation, action, frozen).mean(-1)
+        return self(observation, action, frozen, members).mean(-1)
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
         """`quantiles`, `q`; KeyError names any other."""

@@ -19,18 +19,18 @@ from unipo.policies.distributions import (
     SquashedGaussian,
 )
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "min": lambda q: q.amin(1),
-    "first": lambda q: q[:, 0],
-    "mean": lambda q: q.mean(1),
+REDUCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, int]]] = {
+    "min": (lambda q: q.amin(1), {}),
+    "first": (lambda q: q[:, 0], {"members": 1}),
+    "mean": (lambda q: q.mean(1), {}),
 }
-"""Q [N, n, ...] -> [N, ...] over the n critics."""
+"""Q [N, n, ...] -> [N, ...] over the n critics, and which of them it reads: the others are not computed."""
 
 
 class ActionCritic(Protocol):
-    """Q [N, n] at (observation [N, d], action [N, A]); `frozen`: with detached weights."""
+    """Q [N, n] at (observation [N, d], action [N, A]); `frozen`: with detached weights; `members`: of the first so many."""
 
-    def q(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor: ...
+    def q(self, observation: Tensor, action: Tensor, frozen: bool = False, members: int | None = None) -> Tensor: ...
 
 
 Estimate = Callable[["Pathwise", Tensor, Tensor, Episodes], dict[str, Tensor]]
@@ -38,7 +38,7 @@ Estimate = Callable[["Pathwise", Tensor, Tensor, Episodes], dict[str, Tensor]]
 
 def _sampled(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
     action, logp = join.policy.distribution.sample_with_logp(raw, episodes["noise"])
-    q = join.reduce(join.critic.q(observation, action, frozen=True))
+    q = join.value(join.critic.q, observation, action)
     made = {"pathwise_q": q, "pathwise_logp": logp, "pathwise_action": action}
     if join.reference is not None:
         made["pathwise_reference_logp"] = _of_sample(join, raw, join.reference.raw(observation), action, episodes)
@@ -55,12 +55,12 @@ def _of_sample(join: Pathwise, raw: Tensor, reference: Tensor, action: Tensor, e
 
 def _at_mode(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
     action = join.policy.distribution.mode(raw)
-    return {"pathwise_q": join.reduce(join.critic.q(observation, action, frozen=True)), "pathwise_action": action}
+    return {"pathwise_q": join.value(join.critic.q, observation, action), "pathwise_action": action}
 
 
 def _enumerated(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Episodes) -> dict[str, Tensor]:
     logp = raw.log_softmax(-1)
-    q = join.reduce(join.critic.values(observation, frozen=True))
+    q = join.value(join.critic.values, observation)
     made = {"pathwise_q": (logp.exp() * q).sum(-1), "pathwise_logp": (logp.exp() * logp).sum(-1)}
     if join.reference is not None:
         made["pathwise_reference_logp"] = (logp.exp() * join.reference.raw(observation).log_softmax(-1)).sum(-1)
@@ -71,7 +71,7 @@ def _by_component(join: Pathwise, observation: Tensor, raw: Tensor, episodes: Ep
     mixture: Any = join.policy.distribution
     action_NKA, logp_NK = mixture.components(raw, episodes["noise"])
     rows = observation.repeat_interleave(mixture.experts, 0)
-    q = join.reduce(join.critic.q(rows, action_NKA.flatten(0, 1), frozen=True))
+    q = join.value(join.critic.q, rows, action_NKA.flatten(0, 1))
     return {"pathwise_q": q.unflatten(0, logp_NK.shape), "pathwise_logp": logp_NK,
             "pathwise_action": action_NKA, "router": mixture.weights(raw)}  # fmt: skip
 
@@ -108,7 +108,8 @@ class Pathwise:
         if kind not in _ESTIMATES:
             known = ", ".join(k.__name__ for k in _ESTIMATES)
             raise ValueError(f"no pathwise gradient through {kind.__name__} actions: expected one of {known}")
-        self.policy, self.critic, self.reduce = policy, critic, REDUCTIONS[reduce]
+        self.policy, self.critic = policy, critic
+        self.reduce, self.asked = REDUCTIONS[reduce]
         self.reference = reference
         self._estimate, self.emits = _ESTIMATES[kind]
         if reference is not None:
@@ -122,6 +123,10 @@ class Pathwise:
         observation = episodes["observation"]
         made = self._estimate(self, observation, self.policy.raw(observation), episodes)
         return {name: made[name] for name in names}
+
+    def value(self, critics: Callable[..., Tensor], *at: Tensor) -> Tensor:
+        """[N, ...]: the reduction of what the critics [N, n, ...], frozen, say."""
+        return self.reduce(critics(*at, frozen=True, **self.asked))
 
     def total_lengths(self, episodes: Episodes) -> Tensor:
         """[E] steps of each fragment: what its signals cost."""

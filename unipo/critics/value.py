@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unipo.critics.action_value import refuse_unknown
 from unipo.episodes import Episodes
-from unipo.policies.control import next_index
+from unipo.policies.control import next_index, next_observation
 from unipo.policies.networks import MLP, Normaliser
 
 
@@ -41,11 +41,12 @@ class ValueCritic(nn.Module):
         return self.network(x).squeeze(-1)
 
     def signals(self, episodes: Episodes, names: Sequence[str]) -> dict[str, Tensor]:
-        """`value`, `next_value`; KeyError names any other. Both come of one pass over the N + E states."""
+        """`value`, `next_value`; KeyError names any other. Of whole episodes both come of one pass over the N + E states."""
         refuse_unknown(names, self.emits)
         observation = episodes["observation"]
-        if "next_value" not in names:
-            return {"value": self.value(observation)}
+        if episodes.is_flat or "next_value" not in names:
+            states = {"value": lambda: observation, "next_value": lambda: next_observation(episodes)}
+            return {name: self.value(states[name]()) for name in names}
         values = self.value(torch.cat([observation, episodes["final_observation"]]))
         made = {"value": values[: len(observation)], "next_value": values[next_index(episodes)]}
         return {name: made[name] for name in names}

@@ -60,10 +60,12 @@ class MLP(nn.Module):
                 self.head.bias.mul_(output_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Under mixed precision the inputs are not rounded: the first layer stays in the precision of its weights."""
+        """Mixed precision rounds neither inputs nor outputs: the first and the last layer stay in that of their weights (products
+        with few columns are no faster in another)."""
+        exact = partial(torch.autocast, x.device.type, enabled=False)
         layers = iter(self.trunk)
         if first := next(layers, None):
-            with torch.autocast(x.device.type, enabled=False):
+            with exact():
                 x = first(x)
         for layer in layers:
             x = layer(x)
@@ -71,7 +73,8 @@ class MLP(nn.Module):
             return (x * self.head.weight[0]).sum(
                 -1, keepdim=True
             ) + self.head.bias  # a product with one column is slower
-        return self.head(x)
+        with exact():
+            return self.head(x.to(self.head.weight.dtype))
 
 
 def orthogonal_(linear: nn.Linear, gain: float) -> None:
@@ -84,8 +87,8 @@ class StackedMLP(nn.Module):
     """`members` perceptrons of one shape, computed together: [N, inputs] -> [N, members, outputs].
 
     One batched product per layer instead of one per layer and member. `forward(x, frozen=True)` uses detached weights: the
-    gradient flows to `x` only. Under mixed precision the first layer is as in `MLP`. Initial values are torch's for linear
-    layers, each member its own.
+    gradient flows to `x` only; `members`: of the first so many alone. Mixed precision is as in `MLP`. Initial values are
+    torch's for linear layers, each member its own.
     """
 
     def __init__(
@@ -107,15 +110,15 @@ class StackedMLP(nn.Module):
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(members * b)) for b in norms)
         self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members * b)) for b in norms)
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+    def forward(self, x: Tensor, frozen: bool = False, members: int | None = None) -> Tensor:
         def of(parameters: nn.ParameterList) -> list[Tensor]:
-            return [p.detach() for p in parameters] if frozen else list(parameters)
+            """[members, a, b] each; of vectors a = 1."""
+            wide = [p if p.ndim > 1 else p.view(self.members, 1, -1) for p in parameters]
+            used = wide if members is None else [p[:members] for p in wide]
+            return [p.detach() for p in used] if frozen else used
 
-        def each(parameters: nn.ParameterList) -> list[Tensor]:
-            return [p.view(self.members, 1, -1) for p in of(parameters)]
-
-        weights, biases, scales, shifts = of(self.weights), each(self.biases), each(self.scales), each(self.shifts)
-        h = x.expand(self.members, *x.shape)
+        weights, biases, scales, shifts = of(self.weights), of(self.biases), of(self.scales), of(self.shifts)
+        h = x.expand(len(weights[0]), *x.shape)
         for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
             with nullcontext() if i else torch.autocast(x.device.type, enabled=False):
                 h = torch.bmm(h, weight) + bias  # not baddbmm, which copies the bias to every row first
@@ -123,7 +126,11 @@ class StackedMLP(nn.Module):
                 h = torch.addcmul(shifts[i], nnf.layer_norm(h, h.shape[-1:]), scales[i])
             h = self.activation(h)
         last = weights[-1]
-        out = (h * last.mT).sum(-1, keepdim=True) if last.shape[-1] == 1 else torch.bmm(h, last)
+        if last.shape[-1] == 1:
+            out = (h * last.mT).sum(-1, keepdim=True)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                out = torch.bmm(h.to(last.dtype), last)
         return (out + biases[-1]).transpose(0, 1)
 
 
