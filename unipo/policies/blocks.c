@@ -19,7 +19,7 @@
 #define ALWAYS inline __attribute__((always_inline))
 #define PIECE 64 /* rows of one partial sum; kernels.py knows it */
 #define QUERIES 32 /* queries that go through attention together */
-#define UP(n) (((n) + LANES - 1) / LANES * LANES)
+#define UP(n) (((n) + 15) / 16 * 16) /* a multiple of LANES, and of the rows of a tile */
 
 typedef float lanes_t __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -89,42 +89,61 @@ void norm_back(int64_t n, int64_t d, const float *g, const float *more, const fl
 }
 
 /* ---- rotations of heads, behind a norm of each head if w (optional) is there ----------------------------------------- */
+static ALWAYS void turn_row(int64_t H, const int64_t h, const float *x, const float *w, float eps, const float *c,
+                            const float *s, float *y, float *inverse) {
+    const int64_t half = h / 2;
+    for (int64_t j = 0; j < H; j++) {
+        const float *restrict a = x + j * h;
+        float *restrict out = y + j * h, scaled[h];
+        float scale = w ? inverse_rms(a, h, eps) : 1.0f;
+        if (w) inverse[j] = scale;
+        for (int64_t i = 0; i < h; i++) scaled[i] = w ? a[i] * scale * w[i] : a[i];
+        for (int64_t i = 0; i < half; i++) out[i] = scaled[i] * c[i] - scaled[i + half] * s[i];
+        for (int64_t i = 0; i < half; i++) out[i + half] = scaled[i + half] * c[i + half] + scaled[i] * s[i + half];
+    }
+}
+
+static ALWAYS void turn_row_back(int64_t H, const int64_t h, const float *g, const float *x, const float *w,
+                                 const float *inverse, const float *c, const float *s, float *dx, float *dw) {
+    const int64_t half = h / 2;
+    for (int64_t j = 0; j < H; j++) {
+        const float *restrict a = g + j * h;
+        float turned[h], *restrict out = w ? turned : dx + j * h;
+        for (int64_t i = 0; i < half; i++) out[i] = a[i] * c[i] + a[i + half] * s[i + half];
+        for (int64_t i = 0; i < half; i++) out[i + half] = a[i + half] * c[i + half] - a[i] * s[i];
+        if (w) norm_row_back(h, turned, 0, x + j * h, w, inverse[j], dx + j * h, dw);
+    }
+}
+
+/* the same row, compiled for the usual head sizes */
+#define SIZED(row, H, h, ...)                                                                                                \
+    switch (h) {                                                                                                             \
+        case 32: row(H, 32, __VA_ARGS__); break;                                                                             \
+        case 64: row(H, 64, __VA_ARGS__); break;                                                                             \
+        case 128: row(H, 128, __VA_ARGS__); break;                                                                           \
+        default: row(H, h, __VA_ARGS__);                                                                                     \
+    }
+
 /* y [n, H, h] of x; cos and sin [n, h]; inverse [n, H] */
 void turn(int64_t n, int64_t H, int64_t h, const float *x, const float *w, double eps, const float *cos, const float *sin,
           float *y, float *inverse, int threads) {
-    int64_t half = h / 2;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t j = r * H; j < (r + 1) * H; j++) {
-            const float *a = x + j * h, *b = a + half, *c = cos + r * h, *s = sin + r * h;
-            float *restrict out = y + j * h, scale = 1.0f;
-            if (w) scale = inverse[j] = inverse_rms(a, h, (float)eps);
-            for (int64_t i = 0; i < half; i++) {
-                float p = a[i] * scale * (w ? w[i] : 1.0f), q = b[i] * scale * (w ? w[i + half] : 1.0f);
-                out[i] = p * c[i] - q * s[i];
-                out[i + half] = q * c[i + half] + p * s[i + half];
-            }
-        }
+    for (int64_t r = 0; r < n; r++) {
+        int64_t at = r * H * h;
+        SIZED(turn_row, H, h, x + at, w, (float)eps, cos + r * h, sin + r * h, y + at, w ? inverse + r * H : 0)
+    }
 }
 
 /* dx [n, H, h] from g = dy; dw [pieces, h], zero before */
 void turn_back(int64_t n, int64_t H, int64_t h, const float *g, const float *x, const float *w, const float *inverse,
                const float *cos, const float *sin, float *dx, float *dw, int threads) {
-    int64_t half = h / 2;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t p = 0; p < n; p += PIECE) {
-        float turned[h];
-        for (int64_t r = p; r < n && r < p + PIECE; r++)
-            for (int64_t j = r * H; j < (r + 1) * H; j++) {
-                const float *a = g + j * h, *b = a + half, *c = cos + r * h, *s = sin + r * h;
-                float *restrict out = w ? turned : dx + j * h;
-                for (int64_t i = 0; i < half; i++) {
-                    out[i] = a[i] * c[i] + b[i] * s[i + half];
-                    out[i + half] = b[i] * c[i + half] - a[i] * s[i];
-                }
-                if (w) norm_row_back(h, turned, 0, x + j * h, w, inverse[j], dx + j * h, dw + p / PIECE * h);
-            }
-    }
+    for (int64_t p = 0; p < n; p += PIECE)
+        for (int64_t r = p; r < n && r < p + PIECE; r++) {
+            int64_t at = r * H * h;
+            SIZED(turn_row_back, H, h, g + at, w ? x + at : 0, w, w ? inverse + r * H : 0, cos + r * h, sin + r * h, dx + at,
+                  w ? dw + p / PIECE * h : 0)
+        }
 }
 
 /* ---- gates: y = gate sigmoid(gate) up ----------------------------------------------------------------------------- */
@@ -147,19 +166,19 @@ void gate_back(int64_t n, const float *restrict g, const float *restrict a, cons
 /* c [R, W * LANES] (+)= a b for a [R, k] with steps `down` and `right`, b [k, .] and c with rows `lead_b` and `lead` apart */
 static ALWAYS void tile(const int R, const int W, int64_t k, const float *a, int64_t down, int64_t right, const float *b,
                         int64_t lead_b, float *c, int64_t lead, int keep) {
-    lanes_t sum[4][4];
-#pragma GCC unroll 4
+    lanes_t sum[8][4];
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++) sum[r][j] = keep ? *(lanes_t *)(c + r * lead + j * LANES) : (lanes_t){0};
     for (int64_t i = 0; i < k; i++) {
         const float *row = b + i * lead_b, *column = a + i * right;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
             for (int j = 0; j < W; j++) sum[r][j] += column[r * down] * *(const lanes_t *)(row + j * LANES);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int j = 0; j < W; j++) *(lanes_t *)(c + r * lead + j * LANES) = sum[r][j];
@@ -168,11 +187,11 @@ static ALWAYS void tile(const int R, const int W, int64_t k, const float *a, int
 static ALWAYS void tiles(const int W, int64_t m, int64_t k, const float *a, int64_t down, int64_t right, const float *b,
                          int64_t lead_b, float *c, int64_t lead, int keep) {
     int64_t r = 0;
-    for (; r + 4 <= m; r += 4) tile(4, W, k, a + r * down, down, right, b, lead_b, c + r * lead, lead, keep);
-    for (; r < m; r++) tile(1, W, k, a + r * down, down, right, b, lead_b, c + r * lead, lead, keep);
+    for (; W < 4 && r + 4 < m; r += 8) tile(8, W, k, a + r * down, down, right, b, lead_b, c + r * lead, lead, keep);
+    for (; r < m; r += 4) tile(4, W, k, a + r * down, down, right, b, lead_b, c + r * lead, lead, keep);
 }
 
-/* c [m, n] (+)= a [m, k] b [k, n]; n is a multiple of LANES */
+/* c [m, n] (+)= a [m, k] b [k, n]; n is a multiple of LANES, and there is memory for m rounded up to eight, also filled */
 static void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t down, int64_t right, const float *b,
                     int64_t lead_b, float *c, int64_t lead, int keep) {
     int64_t j = 0;
@@ -202,11 +221,13 @@ typedef struct { /* memory of one thread, rows of `wide` = UP(h) or `columns` = 
     float *q, *g, *o;                 /* [QUERIES, wide] */
     float *p, *dp;                    /* [QUERIES, columns] */
     float *all;
+    size_t size; /* bytes */
 } scratch_t;
 
 static scratch_t scratch_of(const attention_t *m) {
     int64_t wide = UP(m->size), columns = UP(m->longest), big = wide * columns, few = QUERIES * wide;
-    scratch_t s = {.all = malloc(sizeof(float) * (size_t)(6 * big + 3 * few + 2 * QUERIES * columns))};
+    scratch_t s = {.size = sizeof(float) * (size_t)(6 * big + 3 * few + 2 * QUERIES * columns)};
+    s.all = malloc(s.size);
     float **parts[] = {&s.k, &s.v, &s.kt, &s.vt, &s.dk, &s.dv, &s.q, &s.g, &s.o, &s.p, &s.dp}, *at = s.all;
     for (int i = 0; i < 11; i++) {
         *parts[i] = at;
@@ -231,19 +252,21 @@ static void scatter(int64_t n, int64_t h, const float *from, float scale, int ad
         for (int64_t i = 0; i < h; i++) x[r * step + i] = (add ? x[r * step + i] : 0.0f) + from[r * wide + i] * scale;
 }
 
-/* to [wide, lead] = transposed x [n, wide], 0 beyond n */
+/* to [wide, lead] = transposed x [n, wide], LANES rows at a time */
 static void transpose(int64_t n, int64_t wide, const float *x, int64_t lead, float *restrict to) {
-    for (int64_t i = 0; i < wide; i++) {
-        for (int64_t t = 0; t < n; t++) to[i * lead + t] = x[t * wide + i];
-        for (int64_t t = n; t < UP(n); t++) to[i * lead + t] = 0.0f;
+    for (int64_t t = 0; t < n; t += LANES) {
+        int64_t last = n - t < LANES ? n - t : LANES;
+        for (int64_t i = 0; i < wide; i++)
+            for (int64_t l = 0; l < last; l++) to[i * lead + t + l] = x[(t + l) * wide + i];
     }
 }
 
-/* a run's keys or values of head g, those in front of it first */
-static void gather_seen(const attention_t *m, const run_t *run, int64_t g, const float *x, float *to) {
-    int64_t h = m->size, step = m->kv * h;
-    gather(run->front, h, x + run->first * step + g * h, step, 1.0f, to);
-    gather(run->length, h, x + run->start * step + g * h, step, 1.0f, to + run->front * UP(h));
+/* a run's keys or values of head g and their transpose (optional), those in front of it first, unless they are `there` */
+static void gather_seen(const attention_t *m, const run_t *run, int64_t g, int there, const float *x, float *to, float *turned) {
+    int64_t h = m->size, wide = UP(h), step = m->kv * h, from = there ? run->front : 0, lead = UP(m->longest);
+    if (!there) gather(run->front, h, x + run->first * step + g * h, step, 1.0f, to);
+    gather(run->length, h, x + run->start * step + g * h, step, 1.0f, to + run->front * wide);
+    if (turned) transpose(run->front + run->length - from, wide, to + from * wide, lead, turned + from);
 }
 
 /* p [n, columns]: exponentials of the scores of n queries, the first of which sees `seen` columns and each later one more;
@@ -267,11 +290,10 @@ static void soften(int64_t n, int64_t seen, int64_t lead, float *p, float *norm,
 }
 
 /* out and norm of a run's queries of the heads that read key head g */
-static void run_forward(const attention_t *m, const run_t *run, int64_t g, const scratch_t *s) {
+static void run_forward(const attention_t *m, const run_t *run, int64_t g, int there, const scratch_t *s) {
     int64_t H = m->heads, h = m->size, wide = UP(h), lead = UP(m->longest), many = H / m->kv;
-    gather_seen(m, run, g, m->key, s->k);
-    gather_seen(m, run, g, m->value, s->v);
-    transpose(run->front + run->length, wide, s->k, lead, s->kt);
+    gather_seen(m, run, g, there, m->key, s->k, s->kt);
+    gather_seen(m, run, g, there, m->value, s->v, 0);
     for (int64_t j = g * many; j < (g + 1) * many; j++)
         for (int64_t i = 0; i < run->length; i += QUERIES) {
             int64_t n = run->length - i < QUERIES ? run->length - i : QUERIES, seen = run->front + i + n;
@@ -305,34 +327,39 @@ static void queries_back(const attention_t *m, const run_t *run, int64_t j, int6
     product(seen, wide, n, s->p, 1, lead, s->q, wide, s->dk, wide, 1);
 }
 
-/* the gradients of a run; those of what it lies behind are added */
-static void run_back(const attention_t *m, const run_t *run, int64_t g, const scratch_t *s) {
-    int64_t h = m->size, wide = UP(h), lead = UP(m->longest), many = m->heads / m->kv, step = m->kv * h;
-    int64_t front = run->front, all = front + run->length;
-    gather_seen(m, run, g, m->key, s->k);
-    gather_seen(m, run, g, m->value, s->v);
-    transpose(all, wide, s->k, lead, s->kt);
-    transpose(all, wide, s->v, lead, s->vt);
-    memset(s->dk, 0, sizeof(float) * (size_t)(all * wide));
-    memset(s->dv, 0, sizeof(float) * (size_t)(all * wide));
+/* the gradients of a run; those of what it lies behind are added up in the scratch */
+static void run_back(const attention_t *m, const run_t *run, int64_t g, int there, const scratch_t *s) {
+    int64_t h = m->size, wide = UP(h), many = m->heads / m->kv, step = m->kv * h;
+    int64_t front = run->front, all = front + run->length, from = there ? front : 0;
+    gather_seen(m, run, g, there, m->key, s->k, s->kt);
+    gather_seen(m, run, g, there, m->value, s->v, s->vt);
+    memset(s->dk + from * wide, 0, sizeof(float) * (size_t)((all - from) * wide));
+    memset(s->dv + from * wide, 0, sizeof(float) * (size_t)((all - from) * wide));
     for (int64_t j = g * many; j < (g + 1) * many; j++)
         for (int64_t i = 0; i < run->length; i += QUERIES)
             queries_back(m, run, j, i, run->length - i < QUERIES ? run->length - i : QUERIES, s);
-    scatter(front, h, s->dk, 1.0f, 1, m->dkey + run->first * step + g * h, step);
-    scatter(front, h, s->dv, 1.0f, 1, m->dvalue + run->first * step + g * h, step);
     scatter(run->length, h, s->dk + front * wide, 1.0f, 0, m->dkey + run->start * step + g * h, step);
     scatter(run->length, h, s->dv + front * wide, 1.0f, 0, m->dvalue + run->start * step + g * h, step);
 }
 
-/* every run and head: out and norm, or with `back` the gradients */
+/* the runs of a family for key head g: what is in front of the later ones stays in the scratch */
+static void family(const attention_t *m, const run_t *run, const run_t *end, int64_t g, int back, const scratch_t *s) {
+    int64_t h = m->size, step = m->kv * h, front = end[-1].front, at = end[-1].first * step + g * h;
+    for (const run_t *r = run; r < end; r++) (back ? run_back : run_forward)(m, r, g, r->front && r > run && r[-1].front, s);
+    if (!back) return;
+    scatter(front, h, s->dk, 1.0f, 1, m->dkey + at, step);
+    scatter(front, h, s->dv, 1.0f, 1, m->dvalue + at, step);
+}
+
+/* every family and head: out and norm, or with `back` the gradients */
 void attend(const attention_t *m, int back, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         scratch_t s = scratch_of(m);
+        memset(s.all, 0, s.size); /* columns beyond those in use are multiplied, and then dropped: they must be numbers */
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t f = 0; f < m->families; f++)
-            for (int64_t g = 0; g < m->kv; g++)
-                for (int64_t r = m->family[f]; r < m->family[f + 1]; r++) (back ? run_back : run_forward)(m, m->run + r, g, &s);
+            for (int64_t g = 0; g < m->kv; g++) family(m, m->run + m->family[f], m->run + m->family[f + 1], g, back, &s);
         free(s.all);
     }
 }
