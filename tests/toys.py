@@ -56,7 +56,8 @@ class ToyPolicy(nn.Module):
 def toy_batch(
     seed: int = 0, groups: int = 4, group: int = 4, rewards: Sequence[float] | None = None, demos: bool = True
 ) -> Episodes:
-    """Fresh and replayed groups of rollouts (each with its prompt's demonstration where `demos`), demonstrations, pairs."""
+    """Fresh and replayed groups of rollouts (each with its prompt's demonstration where `demos`), demonstrations, pairs,
+    and a preference group of two winners and three losers."""
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(n: int, high: int) -> list[int]:
@@ -85,6 +86,9 @@ def toy_batch(
         parts.append(Episodes.build([numbers(2, VOCABULARY), numbers(3, VOCABULARY)], [prompt] * 2, [0, 0], kind=["pair"] * 2,
                                     source=["pairs"] * 2, chosen=[True, False], prompt_id=[100 + p] * 2,
                                     truncated=[False] * 2, policy_version=[-1] * 2))  # fmt: skip
+    parts.append(Episodes.build([numbers(n, VOCABULARY) for n in (2, 1, 3, 2, 1)], [numbers(2, VOCABULARY)] * 5, [0] * 5,
+                                kind=["pair"] * 5, source=["pairs"] * 5, chosen=[True, True, False, False, False],
+                                prompt_id=[200] * 5, truncated=[False] * 5, policy_version=[-1] * 5))  # fmt: skip
     return annotated(Episodes.cat(parts), generator)
 
 

@@ -27,6 +27,7 @@ from unipo.methods import (
     policy_gradients,
     preferences,
     props,
+    regressions,
     tabular_theory,
 )
 from unipo.methods.method import Method, Study
@@ -43,6 +44,7 @@ PAGES = (
     offline_control,
     props,
     control_applications,
+    regressions,
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}

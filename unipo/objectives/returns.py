@@ -14,9 +14,17 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.objectives.advantages import Advantage, Scale
-from unipo.objectives.base import Needs, Signals
+from unipo.objectives.base import Knob, Needs, Signals, number
 
-__all__ = ["DiscountedReturn", "GeneralisedAdvantage", "ValueTarget", "continues", "gae_of", "step_rewards"]
+__all__ = [
+    "DiscountedReturn",
+    "GeneralisedAdvantage",
+    "ShapedReturn",
+    "ValueTarget",
+    "continues",
+    "gae_of",
+    "step_rewards",
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,22 @@ class DiscountedReturn(Advantage):
         reward = step_rewards(episodes, self.column)
         after = bootstrap_of(episodes, torch.zeros_like(reward))
         return F.discounted_return(reward, episodes.index("episode"), len(episodes), self.gamma, after)
+
+
+@dataclass(frozen=True)
+class ShapedReturn(Advantage):
+    """A_n = R + sum over m >= n of -coefficient * log( mu / to )(y_m): the KL of what is still to come inside the reward."""
+
+    coefficient: float | Knob = 0.01
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"reward behavior_logp {self.to}_logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        log_ratio = F.log_ratio(episodes["behavior_logp"], episodes[f"{self.to}_logp"])
+        reward = step_rewards(episodes).to(log_ratio.dtype) - number(self.coefficient) * log_ratio
+        return F.discounted_return(reward, episodes.index("episode"), len(episodes), 1.0)
 
 
 def step_rewards(episodes: Episodes, name: str = "reward") -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes
-from unipo.objectives.advantages import Advantage, AffineOutcome, Center, GroupMean, Outcome, Scale
+from unipo.objectives.advantages import Advantage, Center, GroupMean, Outcome, Scale
 from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, pairs, rollouts
 from unipo.objectives.masks import AdvantageMask
 from unipo.objectives.regression import Squared
@@ -30,11 +30,29 @@ __all__ = [
     "GroupSquare",
     "Link",
     "LogRatioScore",
+    "Marked",
     "MeanLogp",
     "Pairwise",
     "ScoreRegression",
     "SquaredLink",
+    "Zero",
 ]
+
+
+@dataclass(frozen=True, repr=False)
+class Marked(Rows):
+    """Episodes whose column `column` (bool) is True."""
+
+    column: str = "chosen"
+
+    def __call__(self, episodes: Episodes, signals: Signals | None = None) -> Tensor:
+        return episodes[self.column]
+
+    def __repr__(self) -> str:
+        return self.column
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
 
 
 # ---- scores of answers: [E] -------------------------------------------------------------------------------------------
@@ -61,6 +79,14 @@ class MeanLogp(Part):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return episodes.reduce(signals["logp"], how="mean")
+
+
+@dataclass(frozen=True)
+class Zero(Part):
+    """0 for every episode [E]: the target of a score that shall not vary."""
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return torch.zeros(len(episodes), device=episodes.device)
 
 
 @dataclass(frozen=True)
@@ -161,7 +187,7 @@ class ScoreRegression(Objective):
     rather than its members. A group without any step under `mask` adds 0 and counts. The target is detached.
     """  # fmt: skip
 
-    target: Part = AffineOutcome(10.0, 0.0)
+    target: Part
     score: Part = LogRatioScore(1.0)
     center: Center = Center()
     scale: Scale = Scale()

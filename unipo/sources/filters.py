@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unipo.episodes import Episodes
+from unipo.episodes import Episodes, segment_reduce
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class SuccessBetween(GroupFilter):
 
 
 @dataclass(frozen=True)
+class RewardGap(GroupFilter):
+    """Groups whose best and worst rewards are at least `least` apart."""
+
+    reason: str = "rewards too close"
+    least: float = 0.1
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        high, low = (episodes.reduce("reward", to="group", how=how) for how in ("max", "min"))
+        return high - low >= self.least
+
+
+@dataclass(frozen=True)
 class Relabel:
     """(episodes, longest completion allowed) -> episodes with other rewards or masks. This one changes nothing."""
 
@@ -79,3 +91,22 @@ class MaskTruncated(Relabel):
     def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
         mask = ~episodes.expand("truncated")
         return episodes.with_columns("step", mask=mask & episodes["mask"] if "mask" in episodes else mask)
+
+
+@dataclass(frozen=True)
+class DistinctAdvantages(Relabel):
+    """The reward becomes R - the mean over the group; of equal answers in a group one stays, with the mean of theirs.
+
+    The mean counts every row, duplicates too, so that afterwards a group's advantages need not sum to 0.
+    """
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        index, reward = episodes.index("group", "episode"), episodes["reward"]
+        centred = reward - episodes.reduce(reward, to="group", how="mean", level="episode")[index]
+        parts = episodes["token"].split(episodes.lengths().tolist())
+        seen: dict[tuple[int, ...], int] = {}
+        answers = [(g, *tokens.tolist()) for g, tokens in zip(index.tolist(), parts, strict=True)]
+        place = torch.tensor([seen.setdefault(answer, i) for i, answer in enumerate(answers)], dtype=torch.long)
+        first, owner = place.unique(return_inverse=True)
+        mean = segment_reduce(centred, owner, len(first), "mean")
+        return episodes.with_columns("episode", reward=mean[owner]).select(first)
