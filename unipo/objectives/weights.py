@@ -18,6 +18,7 @@ __all__ = [
     "One",
     "Probability",
     "RatioTo",
+    "SampledProbability",
     "SequenceRatio",
     "Tapered",
     "TokenRatio",
@@ -133,6 +134,17 @@ class Probability(Weight):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return signals["logp"].detach().exp()
+
+
+@dataclass(frozen=True)
+class SampledProbability(Weight):
+    """exp(blp): the probability that the step had when it was sampled."""
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="behavior_logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes["behavior_logp"].exp()
 
 
 @dataclass(frozen=True)
