@@ -18,7 +18,7 @@ from unipo.sources.spec import ControlSpec, RolloutSpec
 KINDS = ("rollout", "demo", "pair")
 TEXT_SIGNALS = frozenset({"logp", "entropy", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
-TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "reward", "truncated"})
+TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "reward", "task", "truncated"})
 """What text data have; columns with the name of a policy in front of a signal of text are computed."""
 
 
@@ -113,8 +113,9 @@ class Recipe:
         own = {k: v for k, v in changes.items() if k in {f.name for f in fields(self)}}
         spec = {k: v for k, v in changes.items() if k in {f.name for f in fields(self.rollouts)} and k not in own}
         rest = {k: v for k, v in changes.items() if k not in own and k not in spec}
+        if spec:
+            own["rollouts"] = replace(own.get("rollouts", self.rollouts), **spec)
         made = replace(self, **own)
-        made = replace(made, rollouts=replace(made.rollouts, **spec)) if spec else made
         if not rest:
             return made
         terms = made.objective.terms()

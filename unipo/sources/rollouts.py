@@ -70,6 +70,7 @@ class Rollouts:
         """
         kept: list[Episodes] = []
         self._seen: list[tuple[float, int, bool]] = []
+        self._parts: dict[str, list[torch.Tensor]] = {}
         for _ in range(1 + self.spec.refill):
             wanted = self.prompts_per_step - sum(e.count("group") for e in kept)
             prompts = self._next(wanted, step)
@@ -105,7 +106,7 @@ class Rollouts:
         scored = self._scored(prompts, texts)
         self.dropped["no reward"] += int((~scored.kept).sum())
         made = rollout_episodes(contexts, completions, [p.id for p in prompts], scored, version)
-        return made.with_columns("episode", **columns).select(scored.kept)
+        return made.with_columns("episode", **{**tasks_of(prompts), **columns}).select(scored.kept)
 
     def _measure(self) -> None:
         """Means over everything that was sampled in this step, before any stage, filter or relabelling."""
@@ -118,6 +119,7 @@ class Rollouts:
             "length": length,
             "truncated_share": truncated,
             "rollouts": float(len(self._seen)),
+            **{name: float(torch.cat(found).nanmean()) for name, found in self._parts.items()},
         }
 
     def _next(self, n: int, step: int) -> list[Prompt]:
@@ -131,6 +133,8 @@ class Rollouts:
         made = self.complete([p for p in prompts for _ in range(self.spec.group)], contexts, step, version)
         facts = (made["reward"].tolist(), made.lengths().tolist(), made["truncated"].tolist())
         self._seen += list(zip(*facts, strict=True))
+        for name in (n for n in made.columns if n.startswith("reward.")):
+            self._parts.setdefault(name.replace(".", "/", 1), []).append(made[name])
         return made
 
     def _augmented(self, groups: Episodes, drawn: Drawn, filtered: bool) -> Episodes:
@@ -164,6 +168,12 @@ class Rollouts:
 
     def load(self, folder: Path) -> None:
         self.kept = {path.stem.removeprefix("kept_"): Episodes.load(path) for path in folder.glob("kept_*.parquet")}
+
+
+def tasks_of(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+    """The category `task` of episodes, where prompts say in a column of that name which of several tasks they are."""
+    named = [p.columns.get("task") for p in prompts]
+    return {"task": ["" if name is None else str(name) for name in named]} if any(n is not None for n in named) else {}
 
 
 def rollout_episodes(
