@@ -102,7 +102,8 @@ def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -
 
     behavior = torch.where(acted, near(signals["logp"]), torch.nan)
     return batch.with_columns("step", behavior_logp=behavior, reference_logp=near(signals["logp"]),
-                              old_logp=near(signals["logp"]), old_value=near(signals["value"]))  # fmt: skip
+                              old_logp=near(signals["logp"]), old_value=near(signals["value"]),
+                              previous_logp=near(signals["logp"]))  # fmt: skip
 
 
 def gradient(

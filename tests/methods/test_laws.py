@@ -21,7 +21,7 @@ OPTIONS = {
 ENVIRONMENTS = ", in environments"
 NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord", *OPTIONS,
          *(m.slug + ENVIRONMENTS for m in METHODS if m.environments)]  # fmt: skip
-SETTINGS = {"mu": 0.4, "baseline": 0.3}
+SETTINGS = {"mu": 0.4, "reference_share": 0.4, "baseline": 0.3}
 CONTEXT = {"token", "prompt", "source", "policy_version", "truncated", "observation", "action", "final_observation", "noise",
            "old_next_value", "post_observation"}  # fmt: skip
 """What players look at, whatever the objective; a bootstrap is used where there is one."""

@@ -29,6 +29,7 @@ from unipo.methods import (
     preferences,
     props,
     regressions,
+    stale_data,
     tabular_theory,
 )
 from unipo.methods.method import Method, Study
@@ -40,6 +41,7 @@ PAGES = (
     preferences,
     mixed_data,
     off_policy,
+    stale_data,
     on_policy_control,
     actor_critic,
     offline_control,

@@ -11,13 +11,14 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.objectives.base import Knob, Needs, Part, Signals, number
-from unipo.objectives.weights import TokenRatio
+from unipo.objectives.weights import RatioTo, TokenRatio
 
 __all__ = [
     "AdvantageMask",
     "ClipMask",
     "DualClipMask",
     "Product",
+    "ProximalClipMask",
     "RingMask",
     "Spread",
     "SuccessGate",
@@ -48,6 +49,25 @@ class ClipMask(AdvantageMask):
 
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         return F.clip_mask(self.ratio(episodes, signals), advantage, number(self.low), number(self.high))
+
+
+@dataclass(frozen=True)
+class ProximalClipMask(AdvantageMask):
+    """PPO's clip around what the ratio was when the update began, c = pi_old / behaviour (generalised proximal policy gradient).
+
+    0 where A > 0 and r > c + high, or A < 0 and r < c - low. A fresh row has c = 1; of a stale one, nothing is masked at first.
+    """
+
+    low: float | Knob = 0.2
+    high: float | Knob = 0.2
+    ratio: RatioTo = TokenRatio()
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="old_logp")
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        start = self.ratio(episodes, {"logp": episodes["old_logp"]})
+        return F.clip_mask(self.ratio(episodes, signals) - start + 1, advantage, number(self.low), number(self.high))
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,31 @@ class SoFar(Controller):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Switch(Controller):
+    """`value` before step `at`, `after` from it on."""
+
+    after: float
+    at: int
+
+    def setting(self, state: State, step: int) -> float:
+        return self.value if step < self.at else self.after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staircase(Controller):
+    """`value` up to step `start`, then `drop` less for every `every` steps begun, never below `floor`."""
+
+    drop: float
+    every: int
+    start: int = 0
+    floor: float = -math.inf
+
+    def setting(self, state: State, step: int) -> float:
+        stairs = math.ceil(max(step - self.start, 0) / self.every)
+        return max(self.value - self.drop * stairs, self.floor)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InverseDecay(Controller):
     """value / t_k with t_k = max(1 - k/K, 1/K) at step k of a run of K: from `value` up to K times as much."""
 
