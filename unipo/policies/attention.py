@@ -42,7 +42,8 @@ class Unsupported(RuntimeError):
 @contextmanager
 def attending(config: Any, layout: Layout, native: bool = False) -> Iterator[None]:
     """While it lasts, models of this configuration attend as the layout says; `native`: in C, given float32 on a CPU."""
-    before, token, runs = config._attn_implementation, _current.set(layout), _runs_of.set(Runs.of(layout) if native else None)
+    before, token = config._attn_implementation, _current.set(layout)
+    runs = _runs_of.set(Runs.of(layout) if native else None)
     config._attn_implementation = registered()
     try:
         yield
@@ -95,7 +96,8 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     runs = _runs_of.get()
     if runs is not None and query.shape[-1] == value.shape[-1]:
-        return attended(*(x[0].transpose(0, 1) for x in (query, key, value)), runs, scale)[None], None
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return attended(q, k, v, runs, scale)[None], None
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
         return _InParts.apply(query[0], key[0], value[0], layout, scale)[None], None
     return in_sequences(query[0], key[0], value[0], layout, scale)[None], None

@@ -114,9 +114,9 @@ def _attention(
 
     query, key = heads(module.q_proj, "q_norm"), heads(module.k_proj, "k_norm")
     value = module.v_proj(hidden_states).unflatten(-1, (-1, module.head_dim))
-    states = (x.transpose(1, 2) for x in (query, key, value))
-    window = getattr(module, "sliding_window", None)
-    out, _ = attention(module, *states, **{"scaling": module.scaling, "sliding_window": window, **rest})
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    given = {"scaling": module.scaling, "sliding_window": getattr(module, "sliding_window", None), **rest}
+    out, _ = attention(module, query, key, value, **given)
     return module.o_proj(out.flatten(-2)), None
 
 

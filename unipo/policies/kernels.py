@@ -1,13 +1,15 @@
 """What is not a product in the blocks of a Llama-like model, differentiable, in C (`blocks.c`): float32 on a CPU.
 
 Each function passes over its rows once and keeps nothing that can be had from its inputs, where torch's operations write
-and read memory for every power, mean, product and sum. Second derivatives are not there. Sums do not depend on the number of threads.
+and read memory for every power, mean, product and sum. Second derivatives are not there. Sums do not depend on the number
+of threads.
 """
 
 from __future__ import annotations
 
 import ctypes
 import warnings
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,7 +104,8 @@ class _Norm(torch.autograd.Function):
 
 # ---- rotations ---------------------------------------------------------------------------------------------------------
 def turned(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 0.0) -> Tensor:
-    """x [..., H, h] by the angles whose cosines and sines are [..., h], halves against each other; normed before by `weight` [h]."""
+    """x [..., H, h] by the angles whose cosines and sines are [..., h], halves against each other; with `weight` [h] normed
+    before."""
     return _Turn.apply(x, cos, sin, weight, eps)
 
 
@@ -169,14 +172,11 @@ class Runs:
 
     @classmethod
     def of(cls, layout: Layout) -> Runs:
-        starts = [(b.start + i * b.length, b.length) for b in layout.blocks for i in range(b.count)]
-        found, tails = [], iter(layout.tails)
-        tail = next(tails, None)
-        for start, length in starts:
-            while tail is not None and start >= tail.stop:
-                tail = next(tails, None)
-            behind = tail is not None and start >= tail.start
-            found.append((start, length, tail.first, tail.last - tail.first) if behind and tail else (start, length, start, 0))
+        begins, found = [tail.start for tail in layout.tails], []
+        for start, length in ((b.start + i * b.length, b.length) for b in layout.blocks for i in range(b.count)):
+            tail = layout.tails[bisect_right(begins, start) - 1] if begins else None
+            inside = tail is not None and tail.start <= start < tail.stop
+            found.append((start, length, *((tail.first, tail.last - tail.first) if tail and inside else (start, 0))))
         found.sort(key=lambda run: (run[2], run[0]))
         first = [i for i, run in enumerate(found) if i == 0 or run[2] != found[i - 1][2]]
         return cls(torch.tensor(found), torch.tensor([*first, len(found)]), max(run[1] + run[3] for run in found))
@@ -221,5 +221,6 @@ def _attend(runs: Runs, scale: float, *states: Tensor) -> None:
     """Forward with query, key, value, out and norm; backward with the gradients too."""
     back, sizes = len(states) > 5, (states[0].shape[1], *states[1].shape[1:])
     pointers = [_at(x) for x in states] + [None] * (9 - len(states))
-    of = _Attention(*pointers, runs.each.data_ptr(), runs.family.data_ptr(), len(runs.family) - 1, *sizes, runs.longest, scale)
+    order = (runs.each.data_ptr(), runs.family.data_ptr(), len(runs.family) - 1)
+    of = _Attention(*pointers, *order, *sizes, runs.longest, scale)
     _call("attend", ctypes.addressof(of), int(back))

@@ -127,6 +127,12 @@ def _before_acting(action: Tensor, bounds: Tensor) -> Tensor:
     return torch.minimum(until, bounds[1:]) - bounds[:-1]
 
 
+def probe_of(words: int) -> Sequences:
+    """Three short sequences behind one prompt and one alone, with 3, 3, 1 and 4 actions."""
+    ids = [[(7 * i + j) % words for j in range(6)] for i in range(4)]
+    return sequences(Episodes.build([ids[1][:3], ids[2][:3], ids[0][:1], ids[3][:4]], [ids[0]] * 3 + [ids[3]]), "score")
+
+
 def layout(found: Sequences) -> Layout:
     """The row of a batch; longest runs first among prompts and behind each prompt."""
     first, pays = found.shared()

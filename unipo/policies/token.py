@@ -32,7 +32,7 @@ from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, Quantit
 from unipo.functional.divergences import kl
 from unipo.policies.attention import Unsupported, attending, last_only_where_scored
 from unipo.policies.blocks import same_as_plain, suited, swapped
-from unipo.policies.layout import Layout, Sequences, layout, sequences
+from unipo.policies.layout import Layout, Sequences, layout, probe_of, sequences
 from unipo.policies.memory import keep_freed_memory
 
 PADDING_WASTE = 1.05
@@ -263,9 +263,9 @@ class TokenPolicy:
         """Whether `blocks` give the hidden states and gradients of the model's own code; asked once."""
         if self._native is None:
             row, decoder = layout(probe_of(self.vocabulary)), decoder_of(self.model)
-            ways = (partial(self._through, row, native) for native in (False, True))
+            plain, fast = (partial(self._through, row, native) for native in (False, True))
             try:
-                self._native = same_as_plain(decoder, *ways, row.tokens)
+                self._native = same_as_plain(decoder, plain, fast, row.tokens)
             except Exception:  # a forward that takes or gives something else
                 self._native = False
             if not self._native:
@@ -335,12 +335,6 @@ def buckets(lengths: Tensor) -> list[Tensor]:
 def wide_size(x: Tensor) -> int:
     """Bytes of a number in float32 or better."""
     return max(4, x.element_size())
-
-
-def probe_of(words: int) -> Sequences:
-    """Three short sequences behind one prompt and one alone, with 3, 3, 1 and 4 actions."""
-    ids = [[(7 * i + j) % words for j in range(6)] for i in range(4)]
-    return sequences(Episodes.build([ids[1][:3], ids[2][:3], ids[0][:1], ids[3][:4]], [ids[0]] * 3 + [ids[3]]), "score")
 
 
 # ---- models --------------------------------------------------------------------------------------------------------------
