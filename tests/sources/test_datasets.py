@@ -223,6 +223,22 @@ def test_the_common_forms_of_pairs_are_one(tmp_path: Path, row: dict[str, Any]) 
     assert (pair.prompt, pair.chosen, pair.rejected, pair.columns) == ([USER], "4", "5", {"margin": 2})
 
 
+def test_a_row_may_list_equivalent_answers(tmp_path: Path) -> None:
+    row = {"prompt": "2 + 2?", "chosen": ["4", "four"], "rejected": "5"}
+    pair = load_rows(write(tmp_path / "a.jsonl", [row])).pairs()[0]
+    assert (pair.all_chosen, pair.all_rejected) == (("4", "four"), ("5",))
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"chosen": ["4", ""], "rejected": "5"}, "answer 2 of the list is empty"),
+    ({"chosen": ["4", "5"], "rejected": ["5"]}, "an answer that is also in 'chosen'"),
+    ({"chosen": ["4"], "rejected": []}, "an empty list"),
+])  # fmt: skip
+def test_faults_in_lists_of_answers(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_rows(write(tmp_path / "a.jsonl", [{"prompt": "2 + 2?"} | row])).pairs()
+
+
 def test_rollouts_carry_what_off_policy_training_needs(tmp_path: Path) -> None:
     full = {"prompt": "p", "completion": "c", "reward": 1, "logprobs": [-0.5, 0.0], "token_ids": [7, 9], "source": "replay",
             "policy_version": 12, "prompt_ids": [1], "group": "g", "truncated": True, "answer": "4"}  # fmt: skip

@@ -166,6 +166,11 @@ def test_text_becomes_tokens_once() -> None:
     pairs = pair_episodes(tokenizer, ["a", "b"], ["good", "fine"], ["bad", "poor"])
     assert pairs["chosen"].tolist() == [True, False, True, False]
     assert pairs.lengths("group", "episode").tolist() == [2, 2]
+    groups = pair_episodes(tokenizer, ["a", "b"], [["good", "fine"], "ok"], ["bad", ["poor", "so"]])
+    assert groups["chosen"].tolist() == [True, True, False, True, False, False]
+    assert groups.lengths("group", "episode").tolist() == [3, 3]
+    first = groups.step_index(torch.tensor([1]))
+    assert tokenizer.decode(groups["token"][first], skip_special_tokens=True) == "fine"
 
 
 def test_filters_and_curricula() -> None:

@@ -41,6 +41,15 @@ class PromptRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentRow:
+    """Plain text, to be read on."""
+
+    text: str
+    columns: Mapping[str, Any]
+    where: Where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemonstrationRow:
     """A prompt and the completion to imitate (of chat `messages`: the last assistant turn)."""
 
@@ -52,13 +61,26 @@ class DemonstrationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """Two completions of one prompt, `chosen` preferred to `rejected`; never equal."""
+    """Completions of one prompt, `chosen` preferred to `rejected`; never equal.
+
+    Most often one of either side; `also_chosen` and `also_rejected` hold the others of a row that lists several.
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
     columns: Mapping[str, Any]
     where: Where
+    also_chosen: tuple[str, ...] = ()
+    also_rejected: tuple[str, ...] = ()
+
+    @property
+    def all_chosen(self) -> tuple[str, ...]:
+        return (self.chosen, *self.also_chosen)
+
+    @property
+    def all_rejected(self) -> tuple[str, ...]:
+        return (self.rejected, *self.also_rejected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +237,11 @@ def read_prompt(row: Mapping[str, Any], where: Where, fault: Fault) -> PromptRow
     return PromptRow(prompt=prompt, columns=_rest(row, "prompt", "messages"), where=where)
 
 
+def read_document(row: Mapping[str, Any], where: Where, fault: Fault) -> DocumentRow | None:
+    text = _text("text", row["text"], fault)
+    return None if text is None else DocumentRow(text=text, columns=_rest(row, "text"), where=where)
+
+
 def read_demonstration(row: Mapping[str, Any], where: Where, fault: Fault) -> DemonstrationRow | None:
     """`prompt` + `completion`, or `messages` that end with an assistant turn (the part that is imitated)."""
     if "prompt" in row and "completion" in row:
@@ -240,7 +267,10 @@ def _prefixed(fault: Fault, prefix: str) -> Fault:
 
 
 def read_pair(row: Mapping[str, Any], where: Where, fault: Fault) -> PairRow | None:
-    """`chosen` and `rejected` as completions of `prompt`, or as whole conversations that differ in the last message."""
+    """`chosen` and `rejected` as completions of `prompt`, or as whole conversations that differ in the last message; where
+    either is a list of texts, a group of equivalent answers."""
+    if any(_texts(row[side]) for side in CONVERSATIONS):
+        return _read_group(row, where, fault)
     if isinstance(row["chosen"], list) and isinstance(row["rejected"], list):
         prompt, chosen, rejected = _split_pair(row, fault)
     else:
@@ -253,6 +283,33 @@ def read_pair(row: Mapping[str, Any], where: Where, fault: Fault) -> PairRow | N
         return None
     columns = _rest(row, "prompt", "messages", "chosen", "rejected")
     return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, columns=columns, where=where)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and isinstance(value[0], str)
+
+
+def _read_group(row: Mapping[str, Any], where: Where, fault: Fault) -> PairRow | None:
+    prompt, sides = _prompt(row, fault), []
+    for side in CONVERSATIONS:
+        answers = row[side] if isinstance(row[side], list) else [row[side]]
+        sides.append(
+            [
+                _text(side, answer, _prefixed(fault, f"answer {i} of the list is "))
+                for i, answer in enumerate(answers, 1)
+            ]
+        )
+        if not answers:
+            fault(side, "an empty list", "list at least one answer, or remove the row")
+    chosen, rejected = ([a for a in side if a is not None] for side in sides)
+    if prompt is None or not chosen or not rejected or None in [*sides[0], *sides[1]]:
+        return None
+    if set(chosen) & set(rejected):
+        fault("rejected", "an answer that is also in 'chosen'", "remove it from one side: it states no preference")
+        return None
+    columns = _rest(row, "prompt", "messages", "chosen", "rejected")
+    return PairRow(prompt=prompt, chosen=chosen[0], rejected=rejected[0], columns=columns, where=where,
+                   also_chosen=tuple(chosen[1:]), also_rejected=tuple(rejected[1:]))  # fmt: skip
 
 
 def _split_pair(row: Mapping[str, Any], fault: Fault) -> tuple[Prompt | None, str | None, str | None]:
@@ -345,7 +402,7 @@ def _token_columns(row: Mapping[str, Any], fault: Fault) -> tuple[np.ndarray | N
 
 
 # ---- kinds ---------------------------------------------------------------------------------------------------------
-T = TypeVar("T", bound="PromptRow | DemonstrationRow | PairRow | LabelRow | RolloutRow")
+T = TypeVar("T", bound="PromptRow | DocumentRow | DemonstrationRow | PairRow | LabelRow | RolloutRow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,11 +427,12 @@ class Kind(Generic[T]):
 
 CONVERSATIONS = ("chosen", "rejected")  # without a prompt column only where both are whole message lists
 PROMPTS = Kind("prompts", (("prompt",), ("messages",)), read_prompt)
+DOCUMENTS = Kind("documents", (("text",),), read_document)
 DEMONSTRATIONS = Kind("demonstrations", (("prompt", "completion"), ("messages",)), read_demonstration)
 PAIRS = Kind("pairs", (("prompt", *CONVERSATIONS), ("messages", *CONVERSATIONS), CONVERSATIONS), read_pair)
 LABELS = Kind("labels", (("prompt", "completion", "label"),), read_label)
 ROLLOUTS = Kind("rollouts", (("prompt", "completion", "reward"),), read_rollout)
-KINDS: dict[str, Kind[Any]] = {k.name: k for k in (PROMPTS, DEMONSTRATIONS, PAIRS, LABELS, ROLLOUTS)}
+KINDS: dict[str, Kind[Any]] = {k.name: k for k in (PROMPTS, DEMONSTRATIONS, PAIRS, LABELS, ROLLOUTS, DOCUMENTS)}
 
 _ALSO_CALLED = {
     "prompt": ("question", "problem", "instruction", "query", "input", "context"),

@@ -48,14 +48,16 @@ def demonstration_episodes(tokenizer: Any, prompts: Sequence[Text], completions:
     )  # fmt: skip
 
 
-def pair_episodes(tokenizer: Any, prompts: Sequence[Text], chosen: Sequence[str], rejected: Sequence[str]) -> Episodes:
-    """Episodes of kind "pair": groups of two, the chosen answer first."""
-    n = len(prompts)
-    contexts = [encode_prompt(tokenizer, p) for p in prompts]
-    answers = [encode_completion(tokenizer, a) for pair in zip(chosen, rejected, strict=True) for a in pair]
+def pair_episodes(tokenizer: Any, prompts: Sequence[Text], chosen: Sequence[str | Sequence[str]],
+                  rejected: Sequence[str | Sequence[str]]) -> Episodes:  # fmt: skip
+    """Episodes of kind "pair": a group per prompt, its chosen answers (one, or several equivalent ones) first."""
+    sides = [[[a] if isinstance(a, str) else list(a) for a in side] for side in (chosen, rejected)]
+    groups = [(*won, *lost) for won, lost in zip(*sides, strict=True)]
+    owner = [i for i, group in enumerate(groups) for _ in group]
+    contexts, n = [encode_prompt(tokenizer, p) for p in prompts], len(owner)
     identity = [prompt_identity(p) for p in prompts]
     return Episodes.build(
-        answers, [c for c in contexts for _ in range(2)], [i for i in range(n) for _ in range(2)],
-        kind=["pair"] * (2 * n), chosen=[True, False] * n, prompt_id=[i for i in identity for _ in range(2)],
-        policy_version=[-1] * (2 * n), truncated=[False] * (2 * n),
+        [encode_completion(tokenizer, answer) for group in groups for answer in group], [contexts[i] for i in owner], owner,
+        kind=["pair"] * n, chosen=[j < len(sides[0][i]) for i, group in enumerate(groups) for j in range(len(group))],
+        prompt_id=[identity[i] for i in owner], policy_version=[-1] * n, truncated=[False] * n,
     )  # fmt: skip
