@@ -24,7 +24,7 @@ from unipo.sources.replay import Replay
 from unipo.sources.rollouts import Reward, Rollouts, Scored
 from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
 from unipo.sources.sampler import Sampler, SamplerSettings
-from unipo.tasks import TASKS, Task, get_task
+from unipo.tasks import STYLES, TASKS, Task, get_task
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.fingerprint import ROOT, fingerprint
 from unipo.training.loop import Run
@@ -127,7 +127,8 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             raise ConfigError(
                 f"{', '.join(terms)} trains on rows of kind {kind!r}, and the run has none: give {remedy[kind]}"
             )
-    size = recipe.needs.group_size
+    rolled = (t for _, t in recipe.objective.terms() if "kind=rollout" in repr(t.rows))
+    size = max((t.needs.group_size for t in rolled), default=1)
     if "rollout" in recipe.kinds and recipe.rollouts.group < size:
         raise ConfigError(
             f"this method compares the rollouts of a prompt and needs at least {size}; it has groups of "
@@ -340,12 +341,24 @@ def _demonstrations(config: RunConfig, problems: Problems) -> list[tuple[Any, st
     return [(p.prompt, task.demonstration(p, style)) for p in rows]
 
 
-def _pairs(config: RunConfig, problems: Problems) -> list[tuple[Any, str, str]]:
-    if config.pairs != "task":
-        return [(r.prompt, r.chosen, r.rejected) for r in load_rows(config.pairs).pairs()]
+def _pairs(config: RunConfig, problems: Problems) -> list[tuple[Any, Sequence[str], Sequence[str]]]:
+    """(prompt, chosen answers, rejected answers); of a task a pair, or with "task:groups" the answer in every style
+    and two mistakes."""
+    name, _, form = config.pairs.partition(":")
+    if name != "task":
+        return [(r.prompt, r.all_chosen, r.all_rejected) for r in load_rows(config.pairs).pairs()]
+    if form not in ("", "groups"):
+        raise ConfigError(
+            f"--pairs {config.pairs}: expected a dataset, task (pairs) or task:groups (groups of answers)"
+        )
     task = _task_of(problems, "--pairs")
     rows = [task.problem(i + 2 * _AWAY) for i in range(config.dataset_rows)]
-    return [(p.prompt, *task.pair(p, i)) for i, p in enumerate(rows)]
+    made: list[tuple[Any, Sequence[str], Sequence[str]]] = []
+    for i, p in enumerate(rows):
+        (won, lost), again = task.pair(p, i), task.pair(p, i + len(rows))
+        several = ([task.demonstration(p, style) for style in STYLES], sorted({lost, again[1]}))
+        made.append((p.prompt, *(several if form else ([won], [lost]))))
+    return made
 
 
 _AWAY = 1 << 30

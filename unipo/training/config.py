@@ -160,7 +160,8 @@ class RunConfig(BaseConfig):
     demos_per_step: int = 16
     """Demonstrations in a batch."""
     pairs: str = ""
-    """Preference pairs: "task", or a dataset with prompt, chosen and rejected."""
+    """Preference pairs: "task" ("task:groups": several answers on each side), or a dataset with prompt, chosen and rejected
+    (texts, or lists of them)."""
     pairs_per_step: int = 16
     """Pairs in a batch."""
     dataset_rows: int = 1024
