@@ -63,7 +63,7 @@ def max_variance_subset(values: Tensor, count: int) -> Tensor:
         return (before[k] + before[n] - before[n - count + k]) / count
 
     variance = chosen_mean(x.square()) - chosen_mean(x).square()
-    best = int((variance >= variance.amax() * (1 - TOLERANCE)).nonzero()[0])
+    best = int((variance >= variance.amax() - TOLERANCE * x.square().mean()).nonzero()[0])
     kept[order[:best]] = True
     kept[order[n - count + best :]] = True
     return kept

@@ -114,8 +114,8 @@ class GroupWeight(Weight):
     fails: float = 1.0
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        found = torch.where(self.condition(episodes, signals), self.holds, self.fails)
-        return episodes.expand(found, level="group")
+        holds = self.condition(episodes, signals).double()
+        return episodes.expand(holds * self.holds + (1 - holds) * self.fails, level="group")
 
 
 @dataclass(frozen=True)
