@@ -85,6 +85,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "rank_shares": ((ROW, INDEX), (2, 0.5, 0.5, 0.0)),
     "ring_mask": ((ROW, SIGN), (0.2, 0.2, 0.6, 2.0)),
     "row_entropy": ((INDEX, CHOSEN), ()),
+    "score_square": ((-ROW, ROW), ()),
     "sequence_ratio": ((ROW, INDEX), (2,)),
     "share_of": ((), (4, 0.3)),
     "squared": ((ROW,), (1.0,)),
@@ -98,6 +99,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "two_side_mask": ((ROW,), (0.2, 0.2)),
     "value_balance": ((ROW, SIGN), (0.6, 1.2, 3.0)),
     "weighted_k3": ((ROW, ROW), ()),
+    "weighted_leave_one_out_mean": ((ROW, ROW, INDEX), (2,)),
     "weighted_r2": ((ROW, SIGN, ROW), ()),
 }
 

@@ -4,7 +4,7 @@ Shapes: [N] steps, [E] episodes, [G] groups, [P] pairs. `index` is the int64 seg
 segments. Nothing here mutates its inputs; ratios are formed in log space and clamped before `exp`.
 
     advantages    subtract `group_mean` `leave_one_out_mean` `batch_mean`, divide by `group_std` `batch_std`: `normalize`;
-                  `group_variance`, `group_softmax`;
+                  `group_variance`, `group_softmax`; `weighted_leave_one_out_mean`, by `score_square` say;
                   `beta_parameters` `beta_scale` (BNPO); over time `gae` `discounted_return`
     weights       `log_ratio` `token_ratio` `sequence_ratio` `geometric_ratio`; masks `clip_mask` `dual_clip_mask`
                   `two_side_mask` `ring_mask`; tapers `truncate` `taper`; `effective_sample_size`
@@ -33,6 +33,8 @@ from unipo.functional.advantages import (
     group_variance,
     leave_one_out_mean,
     normalize,
+    score_square,
+    weighted_leave_one_out_mean,
 )
 from unipo.functional.aggregate import constant, episode_mean, episode_sum, token_mean
 from unipo.functional.balance import active_balance, balanced_bounds, value_balance
@@ -120,6 +122,7 @@ __all__ = [
     "rank_shares",
     "ring_mask",
     "row_entropy",
+    "score_square",
     "sequence_ratio",
     "share_of",
     "squared",
@@ -133,5 +136,6 @@ __all__ = [
     "two_side_mask",
     "value_balance",
     "weighted_k3",
+    "weighted_leave_one_out_mean",
     "weighted_r2",
 ]

@@ -26,6 +26,8 @@ __all__ = [
     "group_variance",
     "leave_one_out_mean",
     "normalize",
+    "score_square",
+    "weighted_leave_one_out_mean",
 ]
 
 
@@ -46,6 +48,31 @@ def leave_one_out_mean(values: Tensor, index: Tensor, n: int) -> Tensor:
     mean = group_mean(values, index, n)
     size = count.to(values.dtype)
     return torch.where(count > 1, values - (values - mean) * size / (size - 1).clamp(min=1), values)
+
+
+def weighted_leave_one_out_mean(values: Tensor, weight: Tensor, index: Tensor, n: int) -> Tensor:
+    """Weighted mean of the other members of the group, weights [E] >= 0: [E] -> [E]; their plain mean where they have none.
+
+        b_i = sum_{j != i} w_j v_j / sum_{j != i} w_j
+
+    Summed in float64 around the group's mean, so that equal values give exactly themselves and equal weights
+    `leave_one_out_mean`; held between the smallest and the largest value of the group.
+    """  # fmt: skip
+    same_length(values=values, weight=weight, index=index)
+    mean = group_mean(values, index, n)
+    v, w = (values - mean).double(), weight.double()
+    total = segment_reduce(w, index, n)[index]
+    others, moment = total - w, segment_reduce(w * v, index, n)[index] - w * v
+    weighed = others > 1e-12 * total
+    low, high = (segment_reduce(v, index, n, how)[index] for how in ("min", "max"))
+    found = (moment / torch.where(weighed, others, 1.0)).clamp(low, high).to(values.dtype)
+    return torch.where(weighed, mean + found, leave_one_out_mean(values, index, n))
+
+
+def score_square(logp: Tensor, collision: Tensor) -> Tensor:
+    """|| grad_logits log pi(y) ||^2 = 1 - 2 pi(y) + sum_a pi(a)^2 of a softmax: [N], from log pi(y) and sum_a pi(a)^2."""
+    same_length(logp=logp, collision=collision)
+    return (1.0 - 2.0 * logp.exp() + collision).clamp(min=0.0)
 
 
 def batch_mean(values: Tensor) -> Tensor:

@@ -29,10 +29,12 @@ __all__ = [
     "GroupStd",
     "LeaveOneOut",
     "MeanSoFar",
+    "NormWeighted",
     "Normalised",
     "Outcome",
     "Past",
     "Plain",
+    "Plus",
     "Scale",
     "ShapedOutcome",
     "SmoothStd",
@@ -117,6 +119,24 @@ class LeaveOneOut(Center):
 
     def of(self, values: Tensor, episodes: Episodes) -> Tensor:
         return F.leave_one_out_mean(values, episodes.index("group", "episode"), episodes.count("group"))
+
+
+@dataclass(frozen=True)
+class NormWeighted(Center):
+    """Mean over the other members of the group, weighted by their squared score norms before the update.
+
+        n_j = sum over the steps of || grad_logits log pi(y) ||^2 = 1 - 2 pi(y) + sum_a pi(a)^2
+
+    The mean with weights n_j = || grad log pi(y_j) ||^2 is the scalar baseline of least variance (Greensmith et al. 2004);
+    this norm, of the gradient with respect to the logits, is that of a table and a proxy for any other policy.
+    """  # fmt: skip
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="old_logp old_collision", group_size=2)
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        norm = episodes.reduce(F.score_square(episodes["old_logp"], episodes["old_collision"]))
+        return F.weighted_leave_one_out_mean(values, norm, episodes.index("group", "episode"), episodes.count("group"))
 
 
 @dataclass(frozen=True)
@@ -310,3 +330,17 @@ class Bounded(Advantage):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return self.advantage(episodes, signals).clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class Plus(Advantage):
+    """The sum of advantages: an outcome, say, and the shaped rewards along the way."""
+
+    advantages: tuple[Advantage, ...] = ()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        total = torch.zeros(episodes.count("step"), device=episodes.device)
+        for advantage in self.advantages:
+            found = advantage(episodes, signals)
+            total = total.to(torch.promote_types(total.dtype, found.dtype)) + found
+        return total

@@ -20,6 +20,7 @@ __all__ = [
     "Product",
     "ProximalClipMask",
     "RingMask",
+    "Signed",
     "Spread",
     "SuccessGate",
     "TwoSideMask",
@@ -119,6 +120,16 @@ class SuccessGate(AdvantageMask):
 
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         return episodes.expand(success_rate(episodes) > self.threshold, level="group")
+
+
+@dataclass(frozen=True)
+class Signed(AdvantageMask):
+    """Kept: steps whose advantage has this `sign`, 1 or -1. In the slot `counted`, either sign has its own denominator."""
+
+    sign: int = 1
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return self.sign * advantage > 0
 
 
 @dataclass(frozen=True)

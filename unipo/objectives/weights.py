@@ -15,6 +15,7 @@ from unipo.objectives.base import Knob, Needs, Part, Signals, number
 __all__ = [
     "ExponentialAdvantage",
     "GeometricRatio",
+    "Given",
     "One",
     "Probability",
     "RatioTo",
@@ -42,6 +43,19 @@ class One(Weight):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return torch.ones(episodes.count("step"), device=episodes.device)
+
+
+@dataclass(frozen=True)
+class Given(Weight):
+    """The numbers in a column [N]: what a companion thinks of each step, say."""
+
+    column: str = "token_weight"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes[self.column]
 
 
 @dataclass(frozen=True)

@@ -185,15 +185,15 @@ class Switch(Controller):
 
 @dataclass(frozen=True, kw_only=True)
 class Staircase(Controller):
-    """`value` up to step `start`, then `drop` less for every `every` steps begun, never below `floor`."""
+    """`value` up to step `level`, then `drop` less for every `every` steps begun, never below `floor`."""
 
     drop: float
     every: int
-    start: int = 0
+    level: int = 0
     floor: float = -math.inf
 
     def setting(self, state: State, step: int) -> float:
-        stairs = math.ceil(max(step - self.start, 0) / self.every)
+        stairs = math.ceil(max(step - self.level, 0) / self.every)
         return max(self.value - self.drop * stairs, self.floor)
 
 
@@ -209,6 +209,33 @@ class InverseDecay(Controller):
 
     def setting(self, state: State, step: int) -> float:
         return self.value / max(1.0 - step / self.steps, 1.0 / self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalShare(Controller):
+    """value * SNR / (1 + SNR): how much of a measured gradient is signal, which is what a step should be scaled by.
+
+        SNR / (1 + SNR) = max( |g|^2 - V, 0 ) / |g|^2           V: variance of the whole gradient g (`gradient_noise`)
+
+    Numerator and denominator are exponential means (`decay`; 0: of the last step alone); `value` before any is known.
+    """  # fmt: skip
+
+    value: float = 1.0
+    decay: float = 0.9
+
+    def start(self) -> State:
+        return {"square": 0.0, "noise": 0.0}
+
+    def setting(self, state: State, step: int) -> float:
+        square = state["square"]
+        return self.value * (max(square - state["noise"], 0.0) / square if square > 0 else 1.0)
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        square, noise = metrics.get("grad_norm", math.nan) ** 2, metrics.get("gradient_noise", math.nan)
+        if not (math.isfinite(square) and math.isfinite(noise)):
+            return state
+        keep, new = self.decay, 1 - self.decay
+        return {"square": keep * state["square"] + new * square, "noise": keep * state["noise"] + new * noise}
 
 
 @dataclass(frozen=True, kw_only=True)

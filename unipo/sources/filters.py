@@ -110,3 +110,22 @@ class DistinctAdvantages(Relabel):
         first, owner = place.unique(return_inverse=True)
         mean = segment_reduce(centred, owner, len(first), "mean")
         return episodes.with_columns("episode", reward=mean[owner]).select(first)
+
+
+@dataclass(frozen=True)
+class OneOfEach(Relabel):
+    """The steps of all but one right and one wrong answer of each group are in nobody's loss; statistics still see them all.
+
+    It is the first of each: answers to a prompt are drawn independently, so that the first is as random as any. Right: a
+    reward above `threshold`.
+    """
+
+    threshold: float = 0.5
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        group, right = episodes.index("group", "episode"), episodes["reward"] > self.threshold
+        kind = 2 * group + right
+        first = torch.full((2 * episodes.count("group"),), len(episodes), device=kind.device)
+        first = first.scatter_reduce(0, kind, torch.arange(len(episodes), device=kind.device), "amin")
+        mask = episodes.expand(first[kind] == torch.arange(len(episodes), device=kind.device))
+        return episodes.with_columns("step", mask=mask & episodes["mask"] if "mask" in episodes else mask)
