@@ -8,7 +8,7 @@ import torch
 
 from unipo.episodes import Column, Episodes
 from unipo.sources.sum_tree import SumTree
-from unipo.sources.transitions import Prioritised, TransitionReplay, rows_of
+from unipo.sources.transitions import TOGETHER, Prioritised, TransitionReplay, rows_of
 
 
 def row(
@@ -72,6 +72,24 @@ def test_draws_depend_on_step_and_index_alone() -> None:
     for other in (replay.sample(16, 4, 2), replay.sample(16, 5, 1)):
         assert not first["noise"].equal(other["noise"])
         assert not first["observation"].equal(other["observation"])
+
+
+def test_batches_that_are_gathered_together_are_batches() -> None:
+    """Different ones, of whole rows, the same again; where priorities are told in between, one after the other."""
+    replay = filled(TransitionReplay(50, 3, noise={"noise": (2,)}), range(9), terminated=8)
+    drawn, again = list(replay.samples(16, 4, TOGETHER + 2)), replay.samples(16, 4, TOGETHER + 2)
+    assert len(drawn) == TOGETHER + 2
+    assert all(same(a, b) for a, b in zip(drawn, again, strict=True))
+    assert len({tuple(b["observation"][:, 0].tolist()) for b in drawn}) == len(drawn)
+    for batch in drawn:
+        assert batch.is_flat
+        assert len(batch) == 16
+        assert torch.equal(batch["final_observation"], batch["observation"] + torch.tensor([1.0, 0.0]))
+        assert torch.equal(batch["terminated"], batch["observation"][:, 0] == 8)
+    ranked = filled(TransitionReplay(50, 3, prioritised=Prioritised()), range(9))
+    batches = ranked.samples(16, 4, 2)
+    ranked.update_priorities(next(batches)["replay_index"], torch.zeros(16))
+    assert same(next(batches), ranked.sample(16, 4, 1))
 
 
 def test_noise_is_standard_normal() -> None:

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,10 +40,14 @@ CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 @dataclass
 class CompiledUpdates:
-    """Makes the updates of `learner` by graphs, one for each kind of update; `given_up`: why a kind has none, if one has none."""
+    """Makes the updates of `learner` by graphs, one for each kind of update; `given_up`: why a kind has none, if one has none.
+
+    `taken`: AdamW's steps of each parameter, as its state has them; None where they have to be read there.
+    """
 
     learner: Learner
     given_up: str = ""
+    taken: list[float] | None = None
     _graphs: dict[Any, _Update | None] = field(default_factory=dict)
     _known: list[tuple[Objective, int]] = field(default_factory=list)
 
@@ -51,17 +56,29 @@ class CompiledUpdates:
 
         `settings`: of the knobs in the objective.
         """
-        if not episodes.is_flat or not len(episodes):
-            return None
+        made = self._made(episodes, objective, settings) if episodes.is_flat and len(episodes) else None
+        if made is None:
+            self.taken = None
+        return made
+
+    def _made(self, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> Update | None:
         try:
             graph = self._graph(self._kind(episodes, objective), episodes, objective, settings)
         except NotNow:
             return None
         return None if graph is None else graph(episodes, settings)
 
+    def steps(self) -> list[float]:
+        """`taken`, read where it is not known."""
+        if self.taken is None:
+            state = self.learner.optimizer.state
+            self.taken = torch.stack([state[p]["step"] for p in self.learner.parameters()]).tolist()
+        return self.taken
+
     def forget(self) -> None:
         """Tensors that graphs hold have been replaced."""
         self._graphs.clear()
+        self.taken = None
 
     def _kind(self, episodes: Episodes, objective: Objective) -> Any:
         """What decides which graph an update needs."""
@@ -90,7 +107,7 @@ class CompiledUpdates:
         if known is None and len(self._graphs) >= GRAPHS:
             return None
         try:
-            graph = known or _Update.of(self.learner, episodes, objective, settings)
+            graph = known or _Update.of(self, episodes, objective, settings)
             graph.verify(episodes, objective, settings)
             self._graphs[kind] = graph
         except Unsuited as why:
@@ -105,24 +122,29 @@ class CompiledUpdates:
 class _Update:
     """One graph with what it takes to turn its outputs into an `Update`."""
 
-    learner: Learner
+    owner: CompiledUpdates
     graph: Graph
     terms: tuple[tuple[float | Knob, Objective], ...]
     knobs: tuple[str, ...]
     shape: list[tuple[str, ...]]
     titles: list[str]
+    moves: list[bool]
     misses: int = 0
     verified: int = 0
 
     @classmethod
-    def of(cls, learner: Learner, episodes: Episodes, objective: Objective, settings: Mapping[str, float]) -> _Update:
+    def of(
+        cls, owner: CompiledUpdates, episodes: Episodes, objective: Objective, settings: Mapping[str, float]
+    ) -> _Update:
         """Raises Unsuited and NotNow."""
+        learner = owner.learner
         if lacking := can_compile():
             raise Unsuited(lacking)
         now, knobs = objective.at(learner.updates), tuple(sorted(objective.knobs))
         prepare_states(learner.optimizer)
         shape: list[tuple[str, ...]] = []
         titles: list[str] = []
+        moves: list[bool] = []
         names = list(episodes.columns)
 
         def update(given: Sequence[Tensor]) -> tuple[list[Tensor], Changes]:
@@ -132,12 +154,14 @@ class _Update:
             annotated, signals, found = learner.look(batch, placed)
             if found.silent:
                 raise NotNow
-            norm, changes = _changes(learner, _gradients(learner, signals, found), factors)
+            gradients = _gradients(learner, signals, found)
+            norm, changes = _changes(learner, gradients, factors)
+            moves[:] = [id(p) in gradients for p in learner.parameters()]
             outputs = _flattened(batch, annotated, signals, found)
             shape[:], titles[:] = list(outputs), [t.title for t in found.terms]
             return [norm, *(x.detach() for x in outputs.values())], changes
 
-        made = cls(learner, None, now.terms(), knobs, shape, titles)  # type: ignore[arg-type]
+        made = cls(owner, None, now.terms(), knobs, shape, titles, moves)  # type: ignore[arg-type]
         made.graph = graph_of(update, made.inputs(episodes, settings))
         unread = [k for k, read in zip(knobs, made.graph.read[-len(knobs) :] if knobs else [], strict=True) if not read]
         if any(k in now.knobs for k in unread):
@@ -146,8 +170,12 @@ class _Update:
 
     def inputs(self, episodes: Episodes, settings: Mapping[str, float]) -> list[Tensor]:
         """Columns, the `factors` of AdamW, and the knobs."""
-        turned = torch.tensor([settings[k] for k in self.knobs], dtype=torch.float64)
-        return [*(c.values for c in episodes.columns.values()), factors(self.learner), *turned.unbind()]
+        turned = [torch.tensor(settings[k], dtype=torch.float64) for k in self.knobs]
+        return [*(c.values for c in episodes.columns.values()), factors(self.learner, self.owner.steps()), *turned]
+
+    @property
+    def learner(self) -> Learner:
+        return self.owner.learner
 
     def __call__(self, episodes: Episodes, settings: Mapping[str, float]) -> Update | None:
         agreed, outputs = self.graph(self.inputs(episodes, settings))
@@ -159,6 +187,7 @@ class _Update:
             )
         if not agreed:
             return None
+        self.owner.taken = [t + moved for t, moved in zip(self.owner.steps(), self.moves, strict=True)]
         now = self.learner.updates
         return LazyUpdate(len(self.titles), lambda: self._unflattened(episodes, settings, outputs, now))
 
@@ -253,23 +282,20 @@ def adamw(p: Tensor, g: Tensor, state: Mapping[str, Tensor], rate: Tensor, root:
     return [(p, moved), (state["exp_avg"], m), (state["exp_avg_sq"], v), (state["step"], state["step"] + 1)]
 
 
-def factors(learner: Learner) -> Tensor:
-    """[parameters, 3]: a / (1 - b1^t), sqrt(1 - b2^t) and 1 - a decay, a the learning rate and t the step that is next.
+def factors(learner: Learner, taken: Sequence[float]) -> Tensor:
+    """[parameters, 3]: a / (1 - b1^t), sqrt(1 - b2^t) and 1 - a decay, a the learning rate and t one more than the steps `taken`.
 
     Made here: in the graph they would be computed again for every few weights.
     """
-    s, optimizer, rows = learner.settings, learner.optimizer, []
+    s, rows, steps = learner.settings, [], iter(taken)
     now = s.rate(learner.updates)
-    parameters = learner.parameters()
-    steps = iter(torch.stack([optimizer.state[p]["step"] for p in parameters]).tolist())
-    known: dict[float, tuple[float, float]] = {}
-    for group, base in zip(optimizer.param_groups, learner.base_rates, strict=True):
-        kept = 1 - base * now * group["weight_decay"]
-        for _, t in zip(group["params"], steps, strict=False):
-            if t not in known:
-                known[t] = 1 - s.betas[0] ** (t + 1), math.sqrt(1 - s.betas[1] ** (t + 1))
-            rows.append((base * now / known[t][0], known[t][1], kept))
-    first = parameters[0]
+    known = {t: (1 - s.betas[0] ** (t + 1), math.sqrt(1 - s.betas[1] ** (t + 1))) for t in set(taken)}
+    for group, base in zip(learner.optimizer.param_groups, learner.base_rates, strict=True):
+        rate, kept = base * now, 1 - base * now * group["weight_decay"]
+        for t in islice(steps, len(group["params"])):
+            bias, root = known[t]
+            rows.append((rate / bias, root, kept))
+    first = learner.parameters()[0]
     return torch.tensor(rows, dtype=first.dtype, device=first.device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from unipo.sources.sum_tree import SumTree
 Array = NDArray[Any]
 _EPISODE = ("terminated", "truncated", "policy_version")
 _ROW_ONLY = ("env", "episode_number")
+TOGETHER = 8
+"""Batches that are gathered at once where several are asked for: a gather of one is mostly the time between its operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +136,30 @@ class TransitionReplay:
         columns: terminated, truncated, final_observation, discount, policy_version, kind, and where prioritised
         replay_weight and replay_index. Raises ValueError when empty.
         """
+        return next(self._batches(batch_size, 1, step, index))
+
+    def samples(self, batch_size: int, step: int, count: int) -> Iterator[Episodes]:
+        """`count` batches of one step, between which nothing is added: a function of (content, seed, step, count)."""
+        together = TOGETHER if self.prioritised is None else 1
+        for index in range(0, count, together):
+            yield from self._batches(batch_size, min(together, count - index), step, index)
+
+    def _batches(self, batch_size: int, count: int, step: int, index: int) -> Iterator[Episodes]:
+        """From one gather; batches are views of it."""
+        columns, episode = self._gathered(batch_size * count, step, index)
+        for parts in zip(*(values.split(batch_size) for values in (*columns.values(), *episode.values())), strict=True):
+            of = iter(parts)
+            yield Episodes.flat({n: next(of) for n in columns}, {n: next(of) for n in episode}, kind="rollout")
+
+    def _gathered(self, n: int, step: int, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Columns [n, ...] of steps and of episodes."""
         if self._rows is None:
             raise ValueError("the replay is empty: add transitions before sampling")
         generator = keyed_generator(self.seed, "transitions", step, index)
-        numbers, extra = self._drawn(generator, batch_size, step)
+        numbers, extra = self._drawn(generator, n, step)
         rows = self._rows.take(numbers % self.size)
         columns = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in self._names}
-        final, discount = columns.pop("next_observation"), torch.full((batch_size,), self.gamma)
+        final, discount = columns.pop("next_observation"), torch.full((n,), self.gamma)
         episode = {name: columns.pop(name) for name in _EPISODE}
         if self.n_step > 1:
             last, reward, reached = self._followed(numbers, rows)
@@ -151,10 +170,8 @@ class TransitionReplay:
             )
         if self.noise:
             source = self._normals.manual_seed(int(generator.integers(2**63)))
-            columns |= {name: torch.randn((batch_size, *shape), generator=source) for name, shape in self.noise.items()}
-        return Episodes.flat(
-            columns, {**episode, "final_observation": final, "discount": discount, **extra}, kind="rollout"
-        )
+            columns |= {name: torch.randn((n, *shape), generator=source) for name, shape in self.noise.items()}
+        return columns, {**episode, "final_observation": final, "discount": discount, **extra}
 
     def _drawn(self, generator: np.random.Generator, n: int, step: int) -> tuple[Array, dict[str, Tensor]]:
         oldest = self.written - len(self)

@@ -128,8 +128,7 @@ class EnvironmentData:
     def _drawn(self, step: int) -> Iterator[Episodes]:
         """Offline: as many batches as the step would have environment steps."""
         assert self.replay is not None
-        for i in range(self.batches_per_step):
-            yield self.replay.sample(self.config.batch_size, step, i)
+        yield from self.replay.samples(self.config.batch_size, step, self.batches_per_step)
 
     def _remembered(
         self, collector: Collector, replay: TransitionReplay, step: int, version: int
@@ -141,8 +140,7 @@ class EnvironmentData:
             if started and collector.steps % self.config.train_every == 0:
                 if self.normaliser is not None and float(self.normaliser.count) == 0:
                     self._standardise(replay.remembered("observation"))
-                for i in range(self.config.updates):
-                    yield replay.sample(self.config.batch_size, collector.steps, i)
+                yield from replay.samples(self.config.batch_size, collector.steps, self.config.updates)
 
     def _actor(self, collector: Collector, started: bool) -> Act:
         if not started:
