@@ -9,6 +9,8 @@ r = pi / mu is to the policy that wrote the token, whatever its age: no row need
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from unipo.methods.method import Method
 from unipo.methods.policy_gradients import grpo, ppo, regularised
 from unipo.objectives import (
@@ -27,7 +29,7 @@ from unipo.objectives import (
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
 from unipo.sources.controllers import Staircase, Switch
 
-BASES = {"grpo": grpo, "ppo": ppo}
+BASES: Mapping[str, Callable[..., Recipe]] = {"grpo": grpo, "ppo": ppo}
 
 
 def remix(*, base: str = "grpo", group: int = 8, replayed: float = 0.4, replay_steps: int = 2, passes: int = 2,
@@ -55,7 +57,7 @@ def remix(*, base: str = "grpo", group: int = 8, replayed: float = 0.4, replay_s
         total = total + kl * closeness
     if entropy:
         total = total + entropy * Bonus(aggregate=gradient.aggregate)
-    stairs = Staircase(knob="reference_share", value=base_share, drop=0.1, every=every, start=start, floor=floor)
+    stairs = Staircase(knob="reference_share", value=base_share, drop=0.1, every=every, level=start, floor=floor)
     share, epochs = Knob("replayed", replayed), Knob("epochs", float(passes))
     phases = (Switch(knob="replayed", value=replayed, after=0.0, at=reborn),
               Switch(knob="epochs", value=float(passes), after=1.0, at=reborn)) if reborn >= 0 else ()  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -15,8 +16,12 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Phases
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.replay import Replay
+from unipo.sources.rollouts import Rollouts
+from unipo.sources.spec import RolloutSpec
 from unipo.tasks.tabular import TabularTask
 from unipo.training.loop import follow
+from unipo.training.text import replayed_groups
 
 Draw = Callable[[int], Episodes]
 """step -> the batch of that step."""
@@ -24,6 +29,27 @@ Watch = Callable[[int], None]
 """Called after each step, 1-based."""
 
 WHOLE = 1 << 30
+
+
+@dataclass
+class FreshAndReplayed:
+    """A `Draw`: fresh groups of all prompts, and beside them the share of replayed ones that the recipe asks for."""
+
+    rollouts: Rollouts
+    seed: int
+
+    def __post_init__(self) -> None:
+        spec, prompts = self.rollouts.spec, self.rollouts.prompts_per_step
+        self.replay = Replay(replayed_groups(spec, prompts), self.seed, spec.replay_steps * prompts)
+
+    def turn(self, spec: RolloutSpec) -> None:
+        self.rollouts.spec = spec
+        self.replay.groups_per_step = replayed_groups(spec, self.rollouts.prompts_per_step)
+
+    def __call__(self, step: int) -> Episodes:
+        new, old = self.rollouts.draw(step, step), self.replay.draw(step, step)
+        self.replay.add(new)
+        return new if old is None or not len(old) else Episodes.cat([new, old])
 
 
 def learner_of(policy: TabularPolicy, rate: float) -> Learner:
@@ -63,6 +89,8 @@ class _Phase:
     def step(self, step: int, draw: Draw, drawn: int) -> None:
         recipe, settings = self.recipe, {c.knob: c.setting(self.states[c.knob], step) for c in self.recipe.controllers}
         epochs, scale = with_settings((recipe.epochs, recipe.learning_rate), settings)
+        if isinstance(draw, FreshAndReplayed):
+            draw.turn(with_settings(recipe.rollouts, settings))
         self._renew(step, lag=0)
         batch = kept(recipe, draw(drawn))
         if len(batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings
 from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.loading import LoraSettings
-from unipo.recipe import Recipe
-from unipo.rewards import RewardSet, resolve_reward
+from unipo.recipe import Recipe, claimed_tasks
+from unipo.rewards import Prefix, RewardSet, resolve_reward, split_rewards
+from unipo.sources.ahead import Ahead
+from unipo.sources.corpus import corpus_prompts
 from unipo.sources.datasets import load_rows
 from unipo.sources.encode import encode_completion, encode_prompt
 from unipo.sources.mixer import Mixer, Source
@@ -30,12 +33,15 @@ from unipo.training.fingerprint import ROOT, fingerprint
 from unipo.training.loop import Run
 from unipo.training.progress import Progress
 from unipo.training.records import Records
+from unipo.training.rounds import offline_round
 from unipo.training.text import Evaluator, TextData, replayed_groups
 from unipo.training.threads import use_threads
 
 TINY = ROOT / "tasks" / "tiny"
 HELD_OUT_SHARE = 0.1
 DATASET_MAX_TOKENS = 256
+CORPUS_JUDGE = Prefix(share=0.5)
+"""Of documents: the beginning of what stands there, at least half of the segment that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     problems = load_problems(config)
     policy, references = load_players(config, recipe, device)
+    check_tasks(config, recipe, problems)
     reward = scorer(problems.reward)
     settings = SamplerSettings(
         temperature=config.temperature,
@@ -68,16 +75,23 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         weights=config.sampling_weights,
     )
     _check_prompts(policy, problems, config)
-    rollouts = None
+    rollouts: Rollouts | Ahead | None = None
     sources: dict[str, Source] = {}
     if "rollout" in recipe.kinds:
-        rollouts = Rollouts(problems.train, Sampler(policy.model, policy.tokenizer, settings), policy.tokenizer, reward,
+        actor = copy.deepcopy(policy) if config.ahead else policy
+        rollouts = Rollouts(problems.train, Sampler(actor.model, actor.tokenizer, settings), policy.tokenizer, reward,
                             recipe.rollouts, config.prompts, config.seed)  # fmt: skip
+        rollouts = Ahead(rollouts, actor, policy, config.ahead, config.steps) if config.ahead else rollouts
         sources["fresh"] = rollouts
     replay = _replay(config, recipe, policy, reward)
     if replay is not None:
         sources["replay"] = replay
     sources.update(_fixed_rows(config, policy, problems))
+    if recipe.round is not None:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        made = offline_round(config, recipe.round, policy, problems.train, problems.task, reward, settings, config.folder,
+                             model_folder(config.teacher))  # fmt: skip
+        sources["round"] = Rows(made, config.demos_per_step, config.seed)
     greedy = SamplerSettings(temperature=config.eval_temperature, max_tokens=problems.max_tokens, stop=config.stop)
     held_out = Evaluator(problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), reward, config.seed,
                          config.eval_samples)  # fmt: skip
@@ -119,7 +133,8 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             "(Pendulum-v1), or take a method whose `unipo show` says text"
         )
     added = {stage.provides for stage in recipe.rollouts.augment}
-    given = {"rollout": True, "demo": bool(config.demos) or "demo" in added, "pair": bool(config.pairs)}
+    given = {"rollout": True, "demo": bool(config.demos) or "demo" in added or recipe.round is not None,
+             "pair": bool(config.pairs)}
     remedy = {"demo": "--demos FILE (or --demos task for an embedded task)", "pair": "--pairs FILE (or --pairs task)"}
     for kind in recipe.kinds:
         if not given[kind]:
@@ -134,6 +149,13 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             f"this method compares the rollouts of a prompt and needs at least {size}; it has groups of "
             f"{recipe.rollouts.group}. Use --rollouts {size} or more, or a method with another baseline (reinforce, ppo)"
         )
+    if recipe.round is not None and not config.teacher:
+        raise ConfigError(
+            f"{config.method!r} asks a second model to reason, and the run has none: give --teacher FOLDER (or --teacher task "
+            "for the embedded task `describe`)"
+        )
+    if config.teacher and recipe.round is None:
+        raise ConfigError(f"--teacher {config.teacher} is given, but {config.method!r} asks no second model (sophia does)")
     for flag, value, kind in (("--demos", config.demos, "demo"), ("--pairs", config.pairs, "pair")):
         if value and kind not in recipe.kinds:
             raise ConfigError(
@@ -142,14 +164,30 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             )
 
 
+def check_tasks(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
+    """A term over the rows of one task must find prompts of it."""
+    claimed = {task for _, term in recipe.objective.terms() for task in claimed_tasks(term.rows)}
+    if not claimed:
+        return
+    train = problems.train.stages[0][1] if isinstance(problems.train, Curriculum) else problems.train
+    shown = train.rows if isinstance(train, RowPrompts) else [train[i] for i in range(256)]
+    there = {str(p.columns["task"]) for p in shown if p.columns.get("task") is not None}
+    if claimed - there:
+        raise ConfigError(
+            f"{config.method!r} trains on prompts of the tasks {' and '.join(sorted(claimed))}, and {config.task} has "
+            f"{'those of ' + ' and '.join(sorted(there)) if there else 'none that say their task'}: take a file of plain text "
+            "(.txt), the embedded task `derivations`, or prompts with a column 'task'"
+        )
+
+
 # ---- problems and rewards --------------------------------------------------------------------------------------------
 def load_problems(config: RunConfig) -> Problems:
     """Prompts, held-out prompts and rewards of an embedded task, or of a dataset."""
-    rewards = [resolve_reward(r) for r in config.reward.split(",") if r.strip()]
+    rewards = [resolve_reward(r) for r in split_rewards(config.reward)]
     if is_task(config.task):
         task = get_task(config.task)
         held_out = [TaskPrompts(task, "held_out")[i] for i in range(config.eval_prompts)]
-        rewards = rewards or [(task.name, task.reward, 1.0)]
+        rewards = rewards or list(task.rewards)
         limit = config.max_tokens or task.max_completion_tokens
         return Problems(_staged(config, TaskPrompts(task)), held_out, _rewards(rewards, config), task, limit)
     rows = dataset_prompts(config.task, config.chat)
@@ -157,7 +195,7 @@ def load_problems(config: RunConfig) -> Problems:
         train, kept = rows, dataset_prompts(config.held_out, config.chat)
     else:
         train, kept = divided(rows)
-    rewards = rewards or [resolve_reward("math")]
+    rewards = rewards or [("prefix", CORPUS_JUDGE, 1.0) if "document" in rows[0].columns else resolve_reward("math")]
     limit = config.max_tokens or DATASET_MAX_TOKENS
     prompts = _staged(config, RowPrompts(train, config.seed))
     return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), None, limit)
@@ -206,8 +244,14 @@ def scorer(rewards: RewardSet) -> Reward:
 
 
 def dataset_prompts(path: str, chat: bool) -> list[Prompt]:
-    """Prompts of a dataset; a `completion` or `demonstration` column is each prompt's demonstration."""
+    """Prompts of a dataset; a `completion` or `demonstration` column is each prompt's demonstration. Documents of plain text
+    (a .txt file, or a column `text`) are prompts about their segments."""
     data, found = load_rows(path), []
+    if "prompts" not in data.kinds and "documents" in data.kinds:
+        found = corpus_prompts(row.text for row in data.documents())
+        if not found:
+            raise ConfigError(f"{path} has no document of three or more segments (sentences, or lines): nothing can be hidden")
+        return found
     for row in data.prompts():
         columns = dict(row.columns)
         shown = columns.get("completion") or columns.get("demonstration")
@@ -218,11 +262,12 @@ def dataset_prompts(path: str, chat: bool) -> list[Prompt]:
 
 
 def divided(rows: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """A tenth is held out, by the hash of the prompt, so that equal prompts stay on one side (none below 20 rows)."""
+    """A tenth is held out, by the hash of the prompt, so that equal prompts stay on one side (none below 20 rows); of
+    documents, by that of the document."""
     if len(rows) < 20:
         return rows, []
-    kept = [r for r in rows if r.id % 1000 < 1000 * HELD_OUT_SHARE]
-    train = [r for r in rows if r.id % 1000 >= 1000 * HELD_OUT_SHARE]
+    kept = [r for r in rows if r.columns.get("document", r.id) % 1000 < 1000 * HELD_OUT_SHARE]
+    train = [r for r in rows if r.columns.get("document", r.id) % 1000 >= 1000 * HELD_OUT_SHARE]
     return (train, kept) if train else (rows, [])
 
 
@@ -246,7 +291,7 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
     """The policy, and what `recipe.needs` says beside it: a value head, a frozen reference (the adapter switched off
     for LoRA), and the recipe's other snapshots."""
     lora = LoraSettings(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
-    name = str(TINY) if config.model == "tiny" else config.model
+    name = model_folder(config.model)
     policy = load_policy(name, config.dtype, lora, device, config.temperature)
     if "value" in recipe.needs.signals:
         width = policy.model.get_input_embeddings().weight.shape[1]
@@ -264,6 +309,11 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
         else:
             references[who] = load_policy(name, config.dtype, None, device, config.temperature)
     return policy, references
+
+
+def model_folder(name: str) -> str:
+    """Where a model is: "tiny" is the shipped one."""
+    return str(TINY) if name == "tiny" else name
 
 
 # ---- sources -----------------------------------------------------------------------------------------------------------

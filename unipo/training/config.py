@@ -147,6 +147,8 @@ class RunConfig(BaseConfig):
     """Prompts that are sampled."""
     rollouts: int = 0
     """Rollouts per prompt (0: the method's own group size)."""
+    ahead: int = 0
+    """Steps that rollouts are sampled ahead of training, while the policy learns, in a thread of their own (0: none)."""
     replay: int = 0
     """Groups replayed from older steps (and from --replay-from)."""
     replay_from: str = ""
@@ -164,6 +166,8 @@ class RunConfig(BaseConfig):
     (texts, or lists of them)."""
     pairs_per_step: int = 16
     """Pairs in a batch."""
+    teacher: str = ""
+    """Who reasons, for a method that asks a second model: a folder, a hub name, or "task" (the embedded task's own)."""
     dataset_rows: int = 1024
     """How many demonstrations or pairs an embedded task writes for "task"."""
 
@@ -220,6 +224,7 @@ class RunConfig(BaseConfig):
             **super(RunConfig, self).checks(),
             "steps": (self.steps >= 1, "at least 1"),
             "prompts": (self.prompts >= 1, "at least 1"),
+            "ahead": (self.ahead >= 0, "0 or more"),
             "temperature": (self.temperature > 0, "above 0 (the log-probs that are trained are divided by it)"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "on_reward_error": (self.on_reward_error in ("raise", "drop"), "raise or drop"),

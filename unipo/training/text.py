@@ -13,6 +13,7 @@ from unipo.episodes import Episodes
 from unipo.learner import Update
 from unipo.objectives import Needs, number
 from unipo.policies import TokenPolicy
+from unipo.sources.ahead import Ahead
 from unipo.sources.companions import Companion
 from unipo.sources.mixer import Mixer
 from unipo.sources.replay import Replay
@@ -44,7 +45,7 @@ class TextData:
     folder: Path
     policy: TokenPolicy
     mixer: Mixer
-    rollouts: Rollouts | None
+    rollouts: Rollouts | Ahead | None
     replay: Replay | None
     held_out: Evaluator
     companions: tuple[Companion, ...] = ()
@@ -136,7 +137,8 @@ class TextData:
     def describe(self) -> Iterator[str]:
         if self.rollouts is not None:
             prompts, group = self.config.prompts, self.rollouts.spec.group
-            yield f"{prompts} prompts x {group} rollouts = {prompts * group} completions of the policy"
+            early = f", sampled {self.config.ahead} steps ahead" if self.config.ahead else ""
+            yield f"{prompts} prompts x {group} rollouts = {prompts * group} completions of the policy{early}"
         if self.replay is not None:
             yield f"{self.replay.groups_per_step} groups replayed"
         if self.config.demos:
@@ -145,7 +147,8 @@ class TextData:
             yield f"{self.config.pairs_per_step} pairs"
 
     def close(self) -> None:
-        return None
+        if isinstance(self.rollouts, Ahead):
+            self.rollouts.close()
 
 
 def replayed_groups(rollouts: RolloutSpec, prompts: int) -> int:

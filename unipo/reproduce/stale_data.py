@@ -1,0 +1,151 @@
+"""ReMix: how many rollouts a success takes. AIPO: rollouts of an actor that is many updates behind."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from unipo.episodes import Episodes
+from unipo.methods.catalog import build, find
+from unipo.policies.tabular import TabularPolicy
+from unipo.reproduce.claim import Claim, Expectation, Phases
+from unipo.reproduce.network import NetworkPolicy
+from unipo.reproduce.online import GROUP, LENGTH, PROMPTS, VOCABULARY, scattered
+from unipo.reproduce.training import Draw, FreshAndReplayed, copy_of, key, success, train
+from unipo.sources.ahead import Ahead
+from unipo.sources.spec import RolloutSpec
+from unipo.sources.tabular import tabular_rollouts
+from unipo.tasks.tabular import TabularTask
+
+RATES = (0.003, 0.01, 0.03, 0.1)
+TARGET = 0.8
+DELAYS = (1, 4, 16)
+PACE = 0.004
+"""Seconds that sampling a batch takes, and learning from it, where their overlap is measured."""
+
+
+# ---- ReMix -----------------------------------------------------------------------------------------------------------
+def remix_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Fresh groups of all prompts every step, replay and passes as the recipe says. Doublings: log2 of the steps to `TARGET`
+    (of all steps where it is never reached)."""
+    task = scattered(seed)
+    policy, curve = NetworkPolicy(task, seed), []
+    draw = FreshAndReplayed(tabular_rollouts(task, policy, phases[0].rollouts, seed), seed)
+    train(phases, policy, draw, steps=steps, rate=rate, reference=copy_of(policy),
+          watch=lambda step: curve.append(success(task, policy)))  # fmt: skip
+    reached = next((step for step, value in enumerate(curve, 1) if value >= TARGET), steps)
+    return {
+        "doublings to the target": math.log2(reached),
+        "success": curve[-1],
+        "mean success": sum(curve) / len(curve),
+    }
+
+
+# ---- AIPO ------------------------------------------------------------------------------------------------------------
+def lagging(task: TabularTask, policy: TabularPolicy, seed: int, delay: int) -> Draw:
+    """Groups sampled with the weights of `delay` updates ago."""
+    behind: deque[TabularPolicy] = deque(maxlen=delay + 1)
+
+    def draw(step: int) -> Episodes:
+        behind.append(copy_of(policy))
+        return task.sample(behind[0], GROUP, key(seed, "rollouts", step))
+
+    return draw
+
+
+def aipo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Exact success (mean of the last fifth of the run) at every delay, trained with one learning rate for all of them."""
+    task = scattered(seed)
+    found = {f"success, delay {d}": delayed_success(phases, task, rate, seed, steps, d) for d in (0, *DELAYS)}
+    worst = min(found[f"success, delay {delay}"] for delay in DELAYS)
+    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(task, steps=20)}
+
+
+def delayed_success(phases: Phases, task: TabularTask, rate: float, seed: int, steps: int, delay: int) -> float:
+    policy, curve = NetworkPolicy(task, seed), []
+    train(phases, policy, lagging(task, policy, seed, delay), steps=steps, rate=rate,
+          watch=lambda step: curve.append(success(task, policy)))  # fmt: skip
+    tail = curve[-max(1, len(curve) // 5) :]
+    return sum(tail) / len(tail)
+
+
+def overlap(task: TabularTask, steps: int) -> float:
+    """(time of sampling + time of learning) / time of both at once, both slept: 2 is what can be had."""
+    policy = TabularPolicy.random(task.prompts, task.length, task.vocabulary)
+    actor = copy.deepcopy(policy)
+    rollouts = tabular_rollouts(task, actor, RolloutSpec(group=1), 0, prompts_per_step=1)
+    plain = rollouts.sampler.sample
+
+    def slow(*given):  # type: ignore[no-untyped-def]
+        time.sleep(PACE)
+        return plain(*given)
+
+    rollouts.sampler.sample = slow  # type: ignore[method-assign]
+    ahead = Ahead(rollouts, actor, policy, 1, steps)
+    seconds = []
+    for source in (rollouts, ahead):
+        started = time.perf_counter()
+        for step in range(steps):
+            source.draw(step, step)
+            time.sleep(PACE)
+        seconds.append(time.perf_counter() - started)
+    ahead.close()
+    return seconds[0] / seconds[1]
+
+
+SETTING = (
+    f"A network of one hidden layer for {PROMPTS} prompts, of whose {VOCABULARY**LENGTH:,} answers each a random 5 % is right, "
+    f"groups of {GROUP}."
+)
+REMIX = {"kl": 1e-3, "reborn": 40, "start": 40}
+CLAIMS = (
+    Claim(
+        slug="remix",
+        statement=find("remix").claim,
+        arms={
+            "remix": (build("remix", {"remix": REMIX}),),
+            "grpo": (build("grpo", {"grpo": {"kl": 1e-3}}),),
+            "ppo": (build("ppo", {"ppo": {"group": GROUP, "kl": 1e-3, "epochs": 1}}),),
+            "remix, one pass": (build("remix", {"remix": {**REMIX, "passes": 1}}),),
+            "remix, no replay": (build("remix", {"remix": {**REMIX, "replayed": 0.0}}),),
+        },
+        trial=remix_trial,
+        steps=160,
+        tune="doublings to the target",
+        minimise=True,
+        grid=RATES,
+        expectations=(
+            Expectation(arm="remix", metric="doublings to the target", than="grpo", most=-1.0),
+            Expectation(arm="remix", metric="doublings to the target", than="ppo", most=-1.0),
+        ),
+        note=f"{SETTING} Every step samples as many fresh rollouts in every arm, so that steps count rollouts; the target is an "
+        f"exact success of {TARGET}, 160 steps at most. Less than -1 is less than half the rollouts. Reincarnation at step 40.",
+    ),
+    Claim(
+        slug="llamarl-aipo",
+        statement=find("llamarl-aipo").claim,
+        arms={
+            "aipo": (build("llamarl-aipo", {}),),
+            "aipo, mask": (build("llamarl-aipo", {"llamarl-aipo": {"cap": "mask"}}),),
+            "reinforce": (build("rec", {"rec": {"weight": "none", "clip": "none"}}),),
+            "ppo clip": (build("rec", {}),),
+        },
+        trial=aipo_trial,
+        steps=150,
+        tune="success, delay 4",
+        grid=RATES,
+        expectations=(
+            Expectation(arm="reinforce", metric="lost to delay", least=0.05),
+            Expectation(arm="aipo", metric="lost to delay", than="reinforce", most=0.0),
+            Expectation(arm="aipo", metric="success, delay 16", than="reinforce", least=0.0),
+            Expectation(arm="aipo", metric="success, delay 16", than="ppo clip", least=-0.02),
+            Expectation(arm="aipo", metric="speed-up", least=1.5, most=2.1),
+        ),
+        note=f"{SETTING} The actor's weights are 0, 1, 4 or 16 updates old, 150 updates; one learning rate per arm for all "
+        "delays. All arms have the group mean as baseline and a token mean. Speed-up: sampling and learning take 4 ms each, slept; "
+        "one after the other against `--ahead 1`.",
+    ),
+)
