@@ -14,9 +14,10 @@ from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs
 from unipo.sources.companions import CompanionSpec
 from unipo.sources.controllers import Controller
 from unipo.sources.spec import ControlSpec, RolloutSpec
+from unipo.sources.two_stage import DescribeThenReason
 
 KINDS = ("rollout", "demo", "pair")
-TEXT_SIGNALS = frozenset({"logp", "entropy", "value"})
+TEXT_SIGNALS = frozenset({"logp", "entropy", "collision", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
 TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "kind", "prompt_id", "reward", "task", "truncated"})
 """What text data have; columns with the name of a policy in front of a signal of text are computed."""
@@ -52,7 +53,7 @@ class Recipe:
     policy that takes the whole batch at once (`unipo.optimizers`); critics then train by the other terms. `epochs`: passes
     over each batch; `minibatches`: optimiser updates per pass (groups stay whole). `learning_rate`: multiplies the run's.
     `snapshots`: copies of the policy by name, beside the `reference` of the start. `companions`: models that are trained
-    beside the policy (text).
+    beside the policy (text). `round`: demonstrations that two models make before the first step (text).
     """
 
     objective: Objective
@@ -65,6 +66,7 @@ class Recipe:
     learning_rate: float | Knob = 1.0
     snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
     companions: tuple[CompanionSpec, ...] = ()
+    round: DescribeThenReason | None = None
 
     def __post_init__(self) -> None:
         knobs = self.knobs
@@ -132,12 +134,19 @@ class Recipe:
         joined = self.objective + other.objective
         snapshots = {**other.snapshots, **self.snapshots}
         companions = (*self.companions, *(c for c in other.companions if c not in self.companions))
-        return replace(lead, objective=joined, controllers=controllers, snapshots=snapshots, companions=companions)
+        return replace(lead, objective=joined, controllers=controllers, snapshots=snapshots, companions=companions,
+                       round=self.round or other.round)  # fmt: skip
 
     def __mul__(self, scale: float | Knob) -> Recipe:
         return replace(self, objective=self.objective * scale)
 
     __rmul__ = __mul__
+
+
+def claimed_tasks(rows: Rows | Part) -> set[str]:
+    """The tasks (values of the column `task`) that a claim of rows names."""
+    own = {rows.value} if isinstance(rows, Category) and rows.column == "task" else set()
+    return own.union(*(claimed_tasks(part) for part in parts_of(rows)))
 
 
 def _kinds(rows: Rows | Part) -> set[str]:

@@ -239,6 +239,19 @@ def test_faults_in_lists_of_answers(tmp_path: Path, row: dict[str, Any], message
         load_rows(write(tmp_path / "a.jsonl", [{"prompt": "2 + 2?"} | row])).pairs()
 
 
+def test_plain_text_is_documents_divided_by_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("\nOne is one.\nTwo.\n\n \nThree.\r\n\nFour", encoding="utf-8")
+    data = load_rows(tmp_path / "book.txt")
+    assert data.kinds == ("documents",)
+    assert [(d.text, d.where.number) for d in data.documents()] == [("One is one.\nTwo.", 2), ("Three.", 6), ("Four", 8)]
+    write(tmp_path / "more.jsonl", [{"text": "a b", "url": "u"}])
+    assert [d.columns for d in load_rows(tmp_path / "more.jsonl").documents()] == [{"url": "u"}]
+    assert load_rows(tmp_path).documents()[0].text == "a b", "beside data, a text file is about the data"
+    write(tmp_path / "bad.jsonl", [{"text": "a"}, {"text": " "}])
+    with pytest.raises(DataError, match="line 2"):
+        load_rows(tmp_path / "bad.jsonl")
+
+
 def test_rollouts_carry_what_off_policy_training_needs(tmp_path: Path) -> None:
     full = {"prompt": "p", "completion": "c", "reward": 1, "logprobs": [-0.5, 0.0], "token_ids": [7, 9], "source": "replay",
             "policy_version": 12, "prompt_ids": [1], "group": "g", "truncated": True, "answer": "4"}  # fmt: skip
@@ -493,6 +506,7 @@ def test_the_report_counts_what_is_there(tmp_path: Path) -> None:
         "demonstrations": 4,
         "pairs": 0,
         "labels": 0,
+        "documents": 0,
         "rollouts": 3,
     }
     assert report.kinds == ("prompts", "demonstrations", "rollouts")

@@ -295,8 +295,25 @@ def family_of(kind: pa.DataType) -> str:
     return next((family for family, checks in tests.items() if any(check(kind) for check in checks)), "other")
 
 
+def _read_text(path: Path, findings: Findings) -> Iterator[Part]:
+    """A row with the column `text` for each stretch of lines without an empty one."""
+    builder, first = _Builder(str(path), "line", findings), 1
+    lines: list[str] = []
+    for number, line in _lines(path, findings):
+        if line.strip():
+            first = first if lines else number
+            lines.append(line.rstrip())
+        elif lines:
+            yield from builder.add(first, {"text": "\n".join(lines)})
+            lines = []
+    if lines:
+        yield from builder.add(first, {"text": "\n".join(lines)})
+    yield from builder.flush()
+
+
 READERS: Mapping[str, Callable[[Path, Findings], Iterator[Part]]] = {
     ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
+    ".txt": _read_text,
 }  # fmt: skip
 
 
@@ -324,6 +341,7 @@ def files_in(folder: Path, split: str, findings: Findings) -> list[Path]:
     hidden = re.compile(r"(^|/)[._]")
     files = [p for p in sorted(folder.rglob("*")) if format_of(p) in READERS and p.is_file()
              and p.name not in _METADATA and not hidden.search(p.relative_to(folder).as_posix())]  # fmt: skip
+    files = [p for p in files if format_of(p) != ".txt"] or files  # beside data, text is about the data
     splits = {p: split_of(p.relative_to(folder)) for p in files}
     named = {s for s in splits.values() if s is not None}
     wanted = _SPLITS.get(split, split)

@@ -1,4 +1,4 @@
-"""Users' data: JSONL, JSON, CSV, Parquet, folders of them, saved `datasets` folders and hub names, checked at the door.
+"""Users' data: JSONL, JSON, CSV, Parquet, plain text, folders of them, saved `datasets` folders and hub names, checked at the door.
 
     data = load_rows("problems.jsonl")
     data.kinds                        ("prompts",)
@@ -12,6 +12,7 @@ Columns decide the use (any others are kept and reach reward functions by name):
     labels          prompt + completion + label (true or false)
     rollouts        prompt + completion + reward, optional logprobs, token_ids, prompt_ids, policy_version, source,
                     truncated, and group, group_id or prompt_id
+    documents       text; of a .txt file, each of the pieces that empty lines divide it into
 
 `load_rows` raises `DataError` for whatever would make any use wrong; `prompts()`, `pairs()`, ... check all rows for their
 own use, once, before they give the first.
@@ -45,6 +46,7 @@ from unipo.sources.data_files import (
 from unipo.sources.data_problems import DataError, Findings, Problem, Where
 from unipo.sources.data_rows import (
     DEMONSTRATIONS,
+    DOCUMENTS,
     KINDS,
     LABELS,
     LIST_COLUMNS,
@@ -52,6 +54,7 @@ from unipo.sources.data_rows import (
     PROMPTS,
     ROLLOUTS,
     DemonstrationRow,
+    DocumentRow,
     Kind,
     LabelRow,
     PairRow,
@@ -64,6 +67,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "DemonstrationRow",
+    "DocumentRow",
     "LabelRow",
     "PairRow",
     "Problem",
@@ -75,7 +79,7 @@ __all__ = [
     "read_rows",
 ]  # fmt: skip
 BATCH = 2048
-T = TypeVar("T", bound="PromptRow | DemonstrationRow | PairRow | LabelRow | RolloutRow")
+T = TypeVar("T", bound="PromptRow | DocumentRow | DemonstrationRow | PairRow | LabelRow | RolloutRow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +149,7 @@ class Dataset(Sequence[dict[str, Any]]):
     # ---- uses ------------------------------------------------------------------------------------------------------
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """What the data can be used for: some of prompts, demonstrations, pairs, labels, rollouts."""
+        """What the data can be used for: some of prompts, demonstrations, pairs, labels, rollouts, documents."""
         return tuple(name for name in KINDS if not self.missing(name))
 
     def missing(self, kind: str) -> str:
@@ -206,7 +210,7 @@ class Dataset(Sequence[dict[str, Any]]):
                     yield record
 
     def prompts(self) -> Records[PromptRow]:
-        """Rows to sample from. Raises DataError before the first row when any row is unusable; so do the four below."""
+        """Rows to sample from. Raises DataError before the first row when any row is unusable; so do the five below."""
         return Records(self.require("prompts"), PROMPTS)
 
     def demonstrations(self) -> Records[DemonstrationRow]:
@@ -220,6 +224,9 @@ class Dataset(Sequence[dict[str, Any]]):
 
     def rollouts(self) -> Records[RolloutRow]:
         return Records(self.require("rollouts"), ROLLOUTS)
+
+    def documents(self) -> Records[DocumentRow]:
+        return Records(self.require("documents"), DOCUMENTS)
 
 
 class Records(Sequence[T], Generic[T]):
@@ -283,9 +290,8 @@ def load_rows(path_or_name: str | Path, split: str = "train", rename: Mapping[st
     if not data.kinds:
         lacking = KINDS["prompts"].missing(data.families)
         raise DataError([data.lacks(f"cannot be used for anything: {lacking}, and none of its alternatives")])
-    if "prompts" in data.kinds:
-        data.require("prompts")
-    return data
+    sampled_from = next((kind for kind in ("prompts", "documents") if kind in data.kinds), None)
+    return data.require(sampled_from) if sampled_from else data
 
 
 def read_rows(

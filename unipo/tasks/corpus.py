@@ -41,12 +41,17 @@ def segments(text: str, end: re.Pattern[str] = SEGMENT_END) -> list[str]:
     return [part.strip() for part in end.split(text) if part and part.strip()]
 
 
-def hidden_segments(parts: Sequence[str], shortest: int = 1, glue: str = " ") -> Iterator[Hidden]:
-    """Both tasks about every segment that has one before and one after it and at least `shortest` characters."""
+def hidden_segments(
+    parts: Sequence[str], shortest: int = 1, glue: str = " ", window: int = 1 << 30
+) -> Iterator[Hidden]:
+    """Both tasks about every segment that has one before and one after it and at least `shortest` characters.
+
+    At most `window` segments stand before it.
+    """
     for i in range(1, len(parts) - 1):
         if len(parts[i]) < shortest:
             continue
-        before, reference = glue.join(parts[:i]), glue.join(parts[i : i + REFERENCE_SEGMENTS])
+        before, reference = glue.join(parts[max(0, i - window) : i]), glue.join(parts[i : i + REFERENCE_SEGMENTS])
         yield Hidden("asr", before, "", parts[i], reference)
         yield Hidden("msr", before, parts[i + 1], parts[i], reference)
 
