@@ -129,7 +129,10 @@ def test_results_do_not_depend_on_threads() -> None:
     def found() -> list[Tensor]:
         x, gate, weight = leaves((300, 4, 32), (300, 4, 32), (32,))
         cos, sin = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(0))
+        made = layout(sequences(Episodes.build([[5] * 41] * 5, [PROMPT] * 3 + [[3] * 29] * 2), "score"))
+        seen = kernels.attended(*(x[: len(made.tokens)] for x in (x, gate, gate)), kernels.Runs.of(made), 0.2)
         y = kernels.gated(kernels.turned(kernels.norm(x, gate, weight, 1e-3)[1], cos, sin, weight, 1e-3), gate)
+        y = torch.cat([y, seen])
         return [y, *torch.autograd.grad(y.sum(), [x, gate, weight])]
 
     threads = torch.get_num_threads()

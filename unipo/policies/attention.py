@@ -94,13 +94,14 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     if torch.is_autocast_enabled(query.device.type):
         query, key = query.to(value.dtype), key.to(value.dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    runs = _runs_of.get()
-    if runs is not None and query.shape[-1] == value.shape[-1]:
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    query, key, value = (x.squeeze(0) for x in (query, key, value))  # x[0] would write its gradient into zeros
+    runs = _runs_of.get() if query.shape[-1] == value.shape[-1] else None
+    if runs is not None:
+        q, k, v = (x.transpose(0, 1) for x in (query, key, value))
         return attended(q, k, v, runs, scale)[None], None
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
-        return _InParts.apply(query[0], key[0], value[0], layout, scale)[None], None
-    return in_sequences(query[0], key[0], value[0], layout, scale)[None], None
+        return _InParts.apply(query, key, value, layout, scale)[None], None
+    return in_sequences(query, key, value, layout, scale)[None], None
 
 
 def _refuse(layout: Layout, window: int | None, **given: Any) -> None:

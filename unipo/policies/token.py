@@ -180,7 +180,7 @@ class TokenPolicy:
         decoder, positions = decoder_of(self.model), row.positions[None].to(self.device)
         blocks = swapped(decoder) if native else nullcontext()
         with attending(decoder.config, row, native), last_only_where_scored(decoder, row), blocks:
-            hidden = decoder(**inputs, position_ids=positions, use_cache=False).last_hidden_state[0]
+            hidden = decoder(**inputs, position_ids=positions, use_cache=False).last_hidden_state.squeeze(0)
         return hidden.index_select(0, row.scored.to(self.device))
 
     def _in_buckets(self, found: Sequences, acted: Tensor, head: Head) -> Tensor:
