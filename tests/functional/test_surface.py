@@ -18,6 +18,7 @@ from unipo.functional import (
     bayesian_quadrature,
     coverage,
     divergences,
+    flow,
     moments,
     pairs,
     selection,
@@ -25,7 +26,7 @@ from unipo.functional import (
 )
 
 MODULES = (
-    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, moments, pairs, selection, weights,
+    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, flow, moments, pairs, selection, weights,
 )  # fmt: skip
 INDEX = torch.tensor([0, 0, 1, 1])
 ROW = torch.tensor([0.3, 0.9, 0.5, 0.7])
@@ -58,6 +59,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "episode_sum": ((ROW,), (2,)),
     "fisher_estimate": ((SCORES,), ()),
     "fisher_kernel": ((SCORES, torch.eye(2)), ()),
+    "flow_error": ((SCORES, SCORES.flip(-1), SCORES.flip(0)), ()),
     "gae": ((ROW, SIGN, INDEX), (2, 0.9, 0.8, torch.ones(2))),
     "generalised_jsd": ((FULL, FULL.flip(-1)), (0.3,)),
     "geometric_ratio": ((ROW, INDEX), (2,)),
@@ -78,6 +80,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "max_variance_subset": ((ROW,), (2,)),
     "merged_moments": ((), ((2.0, 0.5, 0.1), (4.0, 0.6, 0.2))),
     "moments_of": ((ROW,), ()),
+    "noised": ((SCORES, SCORES.flip(0), ROW[:, None]), ()),
     "normalize": ((ROW, SIGN, ROW), (0.1,)),
     "pair_margin": ((ROW, CHOSEN, INDEX), (2,)),
     "pairwise_square": ((ROW, INDEX), (2,)),
@@ -85,10 +88,12 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "rank_shares": ((ROW, INDEX), (2, 0.5, 0.5, 0.0)),
     "ring_mask": ((ROW, SIGN), (0.2, 0.2, 0.6, 2.0)),
     "row_entropy": ((INDEX, CHOSEN), ()),
+    "running_mean": ((ROW, INDEX), ()),
     "score_square": ((-ROW, ROW), ()),
     "sequence_ratio": ((ROW, INDEX), (2,)),
     "share_of": ((), (4, 0.3)),
     "squared": ((ROW,), (1.0,)),
+    "standouts": ((ROW, INDEX), (2, CHOSEN, 0.6, 2)),
     "state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "taper": ((ROW, SIGN), ()),
     "temporal_differences": ((ROW, INDEX, torch.tensor([True, False])), (0.9,)),

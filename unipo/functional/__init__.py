@@ -17,6 +17,7 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
                   `distinct_rows` `row_entropy` of integers, `digitise`
     selection     `ascending` `largest` `max_variance_subset` `share_of`; by place in a group `places` `rank_shares`
     balance       of raised and lowered probabilities: `active_balance` `value_balance`, clip bounds `balanced_bounds`
+    flow          `noised` data, `flow_error` of a velocity; `standouts` of a segment, its `running_mean`
     moments       `moments_of` `merged_moments` of numbers that come in parts; `weighted_r2` of a regression
 """
 
@@ -55,6 +56,7 @@ from unipo.functional.coverage import (
     trajectory_quality,
 )
 from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl, weighted_k3
+from unipo.functional.flow import flow_error, noised, running_mean, standouts
 from unipo.functional.moments import Moments, merged_moments, moments_of, weighted_r2
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
 from unipo.functional.selection import ascending, largest, max_variance_subset, places, rank_shares, share_of
@@ -95,6 +97,7 @@ __all__ = [
     "episode_sum",
     "fisher_estimate",
     "fisher_kernel",
+    "flow_error",
     "gae",
     "generalised_jsd",
     "geometric_ratio",
@@ -115,6 +118,7 @@ __all__ = [
     "max_variance_subset",
     "merged_moments",
     "moments_of",
+    "noised",
     "normalize",
     "pair_margin",
     "pairwise_square",
@@ -122,10 +126,12 @@ __all__ = [
     "rank_shares",
     "ring_mask",
     "row_entropy",
+    "running_mean",
     "score_square",
     "sequence_ratio",
     "share_of",
     "squared",
+    "standouts",
     "state_action_coverage",
     "taper",
     "temporal_differences",

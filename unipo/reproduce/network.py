@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from unipo.episodes import Episodes
 from unipo.policies.tabular import TabularPolicy
 from unipo.tasks.tabular import TabularTask
 
@@ -36,3 +39,17 @@ class NetworkPolicy(TabularPolicy):
         """[P, L, V + 1, V]"""
         hidden = torch.tanh(self.get_buffer("states") @ self.inward)
         return (hidden @ self.outward + self.bias).reshape(*self.value.shape, -1)
+
+    @property
+    def width(self) -> int:
+        return self.inward.shape[1]
+
+    def features(self, episodes: Episodes, layers: Sequence[float]) -> Tensor:
+        """[N, K, width]: the hidden layer, the only one there is, when each token has been read; differentiable."""
+        prompt, position, _ = self._states(episodes)
+        prompts, length = self.value.shape[0], self.length
+        after = torch.where(
+            (position + 1 < length)[:, None], self.inward[prompts + (position + 1).clamp(max=length - 1)], 0.0
+        )
+        hidden = torch.tanh(self.inward[prompt] + after + self.inward[prompts + length + episodes["token"]])
+        return hidden[:, None].expand(-1, len(layers), -1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unipo.episodes import Episodes
+from unipo.sources.keyed import keyed_generator
+
+BUDGET = 16384
+"""Tokens computed at once where hidden states of the policy are read."""
 
 
 class Companion:
@@ -54,3 +59,23 @@ class CompanionSpec:
 
     def build(self, policy: Any, seed: int) -> Companion:
         raise TypeError(f"{type(self).__name__} is abstract: define build(policy, seed)")
+
+
+def features_of(policy: Any, batch: Episodes, layers: Sequence[float]) -> Tensor:
+    """Hidden states [N, K, d] of the policy at shares of its depth, micro-batch by micro-batch."""
+    parts = batch.split(BUDGET, policy.total_lengths(batch))
+    found = [policy.features(batch.select(rows) if len(parts) > 1 else batch, layers) for rows in parts]
+    return torch.cat(found) if found else torch.zeros(0, len(layers), policy.width)
+
+
+def torch_generator(*key: int | str) -> torch.Generator:
+    """A generator of torch that depends on `key` alone."""
+    return torch.Generator().manual_seed(int(keyed_generator(*key).integers(2**62)))
+
+
+@contextmanager
+def seeded(*key: int | str) -> Iterator[None]:
+    """While it lasts, torch's own draws (the first weights of modules) depend on `key` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(keyed_generator(*key).integers(2**62)))
+        yield

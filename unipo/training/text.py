@@ -77,7 +77,7 @@ class TextData:
     def learned(self, batch: Episodes, step: int) -> None:
         """Fresh rollouts go to the replay, and to `episodes/`; companions learn from the batch."""
         for companion in self.companions:
-            self._companions_said |= companion.learn(batch, step)
+            self._companions_said |= companion.learn(batch, step - 1)
         if self.rollouts is None:
             return
         fresh = batch.select(batch.category("source", "fresh"))
