@@ -17,7 +17,7 @@ import math
 from torch import Tensor
 
 from unipo import functional as F
-from unipo.methods.method import Method
+from unipo.methods.method import Method, choice
 from unipo.methods.policy_gradients import grpo, ppo, regularised
 from unipo.objectives import (
     ActiveBalance,
@@ -87,8 +87,8 @@ def bapo(*, group: int = 8, low: Pair = (0.6, 0.8), high: Pair = (1.2, 2.0), ste
     metrics as clip_low, clip_high. Departs from the code: log-ratios are clamped to 30 as everywhere (20).
     """
     mask = BalancedClipMask(start=(low[0], high[0]), limit=(low[1], high[1]), step=step, target=target,
-                            order=ORDERS[first], dual=dual_clip, balance=BALANCES[balance],
-                            token_weight=COUNTED_AS[token_weight])  # fmt: skip
+                            order=choice(ORDERS, "first", first), dual=dual_clip, balance=choice(BALANCES, "balance", balance),
+                            token_weight=choice(COUNTED_AS, "token_weight", token_weight))  # fmt: skip
     base = grpo(group=group, eps=eps, epochs=epochs, minibatches=minibatches)
     return regularised(base.but(mask=mask, aggregate=TokenMean()), kl, entropy)
 
@@ -138,13 +138,13 @@ def adora(*, group: int = 8, rule: str = "amplify", criteria: str = "and", facto
     length, hard = longer(False, False), SolvedAtMost(tau, right)
     met = {"and": AllOf((length, hard)), "or": AnyOf((length, hard)), "length": length, "difficulty": hard}
     weights = {
-        "amplify": GroupWeight(met[criteria], holds=factor),
+        "amplify": GroupWeight(choice(met, "criteria", criteria), holds=factor),
         "attenuate": GroupWeight(longer(True, True), fails=damping),
         "verl": GroupWeight(longer(False, True), fails=damping),
         "openrlhf": GroupWeight(longer(True, False), fails=damping),
     }
     base = grpo(group=group, clip=clip, eps=eps, epochs=epochs, minibatches=minibatches)
-    return regularised(base.but(weight=WeightProduct((TokenRatio(), weights[rule]))), kl, entropy)
+    return regularised(base.but(weight=WeightProduct((TokenRatio(), choice(weights, "rule", rule)))), kl, entropy)
 
 
 # ---- Lite PPO --------------------------------------------------------------------------------------------------------
@@ -169,15 +169,15 @@ def lite_ppo(*, group: int = 8, mean: str = "group", std: str = "batch", aggrega
     aggregates = {"token-mean": TokenMean(), "seq-mean-token-mean": EpisodeMean(), "seq-mean-token-sum": EpisodeSum(),
                   "seq-mean-token-sum-norm": Budget(budget)}  # fmt: skip
     objective = PolicyGradient(
-        advantage=Bounded(Normalised(CENTERS[mean], scales[std]), limit),
+        advantage=Bounded(Normalised(choice(CENTERS, "mean", mean), choice(scales, "std", std)), limit),
         weight=TokenRatio(),
         mask=Product((ClipMask(clip_low, clip_high), DualClipMask(dual_clip))),
-        aggregate=aggregates[aggregate],
+        aggregate=choice(aggregates, "aggregate", aggregate),
     )
     recipe = grpo(group=group, epochs=epochs, minibatches=minibatches).but(
         objective=objective,
         keep=SuccessBetween(low=difficulty[0], high=difficulty[1]) if difficulty else GroupFilter(),
-        relabel={"keep": (), "mask": (MaskTruncated(),)}[overlong],
+        relabel=choice({"keep": (), "mask": (MaskTruncated(),)}, "overlong", overlong),
         controllers=_SO_FAR if "running" in (mean, std) else (),
     )
     return regularised(recipe, kl, entropy)
@@ -205,7 +205,7 @@ def pf_ppo(*, group: int = 5, filter: str = "br", clip: float = 0.2, gamma: floa
     SEQ where `ppo` has TOK. Departs from the paper: the KL is a penalty of the loss, not in the reward, and is off.
     Which filter: the one with the largest `filter_r2` on answers whose actual score is known.
     """
-    rank: Weight = One() if filter == "none" else RankWeight(*FILTERS[filter])
+    rank: Weight = One() if filter == "none" else RankWeight(*choice(FILTERS, "filter", filter))
     base = ppo(group=group, epochs=epochs, minibatches=minibatches)
     gradient = PolicyGradient(
         advantage=GeneralisedAdvantage(gamma, lam, whiten=BatchStd()),
@@ -223,7 +223,7 @@ def filter_r2(actual: Tensor, reward: Tensor, index: Tensor, n: int, filter: str
     """R^2 of actual score ~ reward, both [E] in `n` groups by `index`, over what a filter of `pf_ppo` leaves."""
     if filter == "none":
         return float(F.weighted_r2(actual, reward, reward.new_ones(len(reward))))
-    return float(F.weighted_r2(actual, reward, F.rank_shares(reward, index, n, *FILTERS[filter])))
+    return float(F.weighted_r2(actual, reward, F.rank_shares(reward, index, n, *choice(FILTERS, "filter", filter))))
 
 
 _TESTS = "tests/methods/test_group_variants.py::"

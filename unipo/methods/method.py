@@ -5,9 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from unipo.recipe import Recipe
+
+
+T = TypeVar("T")
+
+
+def choice(options: Mapping[str, T], setting: str, value: str) -> T:
+    """`options[value]`. ValueError, with what there is, for another value of the `setting`."""
+    if value not in options:
+        raise ValueError(f"{setting} is {value!r}: expected one of {', '.join(options)}")
+    return options[value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

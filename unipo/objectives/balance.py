@@ -55,6 +55,10 @@ class BalancedClipMask(AdvantageMask):
     token_weight: Weight = One()
     ratio: Part = TokenRatio()
 
+    def __post_init__(self) -> None:
+        one = torch.ones(())
+        F.balanced_bounds(lambda low, high: (one, one), self.start, self.limit, self.step)  # bad bounds are told here
+
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         ratio = self.ratio(episodes, signals)
         low, high = self.bounds(advantage, episodes, signals)
