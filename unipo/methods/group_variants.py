@@ -189,6 +189,7 @@ _SO_FAR = tuple(SoFar(knob=f"past_{of}", of=of) for of in ("count", "mean", "std
 # ---- PF-PPO ----------------------------------------------------------------------------------------------------------
 FILTERS = {"bon": (1.0, 0.0, 0.0), "br": (0.5, 0.5, 0.0), "bw": (0.5, 0.0, 0.5)}
 """Shares of the best answer of a group, of all others together, and of the worst."""
+RANK_WEIGHTS: dict[str, Weight] = {"none": One()} | {name: RankWeight(*shares) for name, shares in FILTERS.items()}
 
 
 def pf_ppo(*, group: int = 5, filter: str = "br", clip: float = 0.2, gamma: float = 1.0, lam: float = 0.95,
@@ -205,7 +206,7 @@ def pf_ppo(*, group: int = 5, filter: str = "br", clip: float = 0.2, gamma: floa
     SEQ where `ppo` has TOK. Departs from the paper: the KL is a penalty of the loss, not in the reward, and is off.
     Which filter: the one with the largest `filter_r2` on answers whose actual score is known.
     """
-    rank: Weight = One() if filter == "none" else RankWeight(*choice(FILTERS, "filter", filter))
+    rank = choice(RANK_WEIGHTS, "filter", filter)
     base = ppo(group=group, epochs=epochs, minibatches=minibatches)
     gradient = PolicyGradient(
         advantage=GeneralisedAdvantage(gamma, lam, whiten=BatchStd()),

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from unipo.recipe import Recipe
 
-
 T = TypeVar("T")
 
 
