@@ -90,6 +90,11 @@ class Recipe:
         return round(number(self.epochs))
 
     @property
+    def tasks(self) -> frozenset[str]:
+        """The tasks (values of the column `task`) whose rows its terms claim."""
+        return frozenset(t for _, term in self.objective.terms() for t in _claimed_tasks(term.rows))
+
+    @property
     def provided(self) -> frozenset[str]:
         """Columns that its own stages and companions add to batches of text."""
         stages, companions = (stage.columns for stage in self.rollouts.augment), (c.columns for c in self.companions)
@@ -143,10 +148,9 @@ class Recipe:
     __rmul__ = __mul__
 
 
-def claimed_tasks(rows: Rows | Part) -> set[str]:
-    """The tasks (values of the column `task`) that a claim of rows names."""
+def _claimed_tasks(rows: Rows | Part) -> set[str]:
     own = {rows.value} if isinstance(rows, Category) and rows.column == "task" else set()
-    return own.union(*(claimed_tasks(part) for part in parts_of(rows)))
+    return own.union(*(_claimed_tasks(part) for part in parts_of(rows)))
 
 
 def _kinds(rows: Rows | Part) -> set[str]:

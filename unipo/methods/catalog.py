@@ -31,6 +31,7 @@ from unipo.methods import (
     regressions,
     stale_data,
     tabular_theory,
+    text_applications,
 )
 from unipo.methods.method import Method, Study
 from unipo.objectives import Knob
@@ -49,6 +50,7 @@ PAGES = (
     props,
     control_applications,
     regressions,
+    text_applications,
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
@@ -178,11 +180,13 @@ def fitting_transitions(kind: str) -> list[str]:
 
 def fitting_text(kinds: Sequence[str]) -> list[str]:
     """Methods whose every term can be fed by text data of these uses: prompts (they give rollouts), rollouts,
-    demonstrations, pairs."""
-    given = {"prompts": "rollout", "rollouts": "rollout", "demonstrations": "demo", "pairs": "pair"}
+    demonstrations, pairs, documents. Not those that ask for tasks, or for descriptions, that such data have not."""
+    given = {"prompts": "rollout", "rollouts": "rollout", "documents": "rollout", "demonstrations": "demo", "pairs": "pair"}
     have = {given[k] for k in kinds if k in given}
     recipes = {m.slug: m.build() for m in METHODS}
-    return sorted(slug for slug, recipe in recipes.items() if recipe.for_text and set(recipe.kinds) <= have)
+    fed = {slug: recipe for slug, recipe in recipes.items() if recipe.for_text and set(recipe.kinds) <= have}
+    asking = {slug for slug, recipe in fed.items() if recipe.round or (recipe.tasks and "documents" not in kinds)}
+    return sorted(fed.keys() - asking)
 
 
 def describe(slug: str) -> str:

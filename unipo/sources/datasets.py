@@ -1,4 +1,4 @@
-"""Users' data: JSONL, JSON, CSV, Parquet, plain text, folders of them, saved `datasets` folders and hub names, checked at the door.
+"""Users' data: JSONL, JSON, CSV, Parquet, text, folders of them, saved `datasets` folders and hub names, checked at the door.
 
     data = load_rows("problems.jsonl")
     data.kinds                        ("prompts",)

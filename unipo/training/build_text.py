@@ -15,7 +15,7 @@ from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings
 from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.loading import LoraSettings
-from unipo.recipe import Recipe, claimed_tasks
+from unipo.recipe import Recipe
 from unipo.rewards import Prefix, RewardSet, resolve_reward, split_rewards
 from unipo.sources.ahead import Ahead
 from unipo.sources.corpus import corpus_prompts
@@ -166,15 +166,14 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
 
 def check_tasks(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
     """A term over the rows of one task must find prompts of it."""
-    claimed = {task for _, term in recipe.objective.terms() for task in claimed_tasks(term.rows)}
-    if not claimed:
+    if not recipe.tasks:
         return
     train = problems.train.stages[0][1] if isinstance(problems.train, Curriculum) else problems.train
     shown = train.rows if isinstance(train, RowPrompts) else [train[i] for i in range(256)]
     there = {str(p.columns["task"]) for p in shown if p.columns.get("task") is not None}
-    if claimed - there:
+    if recipe.tasks - there:
         raise ConfigError(
-            f"{config.method!r} trains on prompts of the tasks {' and '.join(sorted(claimed))}, and {config.task} has "
+            f"{config.method!r} trains on prompts of the tasks {' and '.join(sorted(recipe.tasks))}, and {config.task} has "
             f"{'those of ' + ' and '.join(sorted(there)) if there else 'none that say their task'}: take a file of plain text "
             "(.txt), the embedded task `derivations`, or prompts with a column 'task'"
         )
