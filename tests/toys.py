@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unipo.episodes import Episodes
+from unipo.functional.quantities import PLAIN, measured, parametric
 from unipo.learner.coefficients import coefficients
 from unipo.objectives import Objective, with_settings
 
@@ -25,7 +26,7 @@ class ToyPolicy(nn.Module):
         self.output = nn.Parameter(torch.randn(width, VOCABULARY, generator=generator, dtype=torch.float64))
         self.value_head = nn.Parameter(torch.randn(width, generator=generator, dtype=torch.float64))
 
-    emits = frozenset({"logp", "entropy", "value"})
+    emits = PLAIN | {"value"} | parametric(["tempered:1.3", "tempered_share:1.3"])
 
     def total_lengths(self, episodes: Episodes) -> Tensor:
         offsets = episodes.context().offsets
@@ -47,6 +48,8 @@ class ToyPolicy(nn.Module):
             "entropy": -(logits.exp() * logits).sum(1),
             "value": hidden @ self.value_head,
         }
+        others = [name for name in names if name not in made]
+        made |= measured(others, hidden @ self.output, episodes) if others else {}
         return {name: made[name] for name in names}
 
     def named_parameters(self, *arguments: object, **keywords: object) -> Iterator[tuple[str, nn.Parameter]]:  # type: ignore[override]
@@ -72,7 +75,7 @@ def toy_batch(
             won = [1, 0, *won[2:]]
         rows = Episodes.build(
             [numbers(n, VOCABULARY) for n in lengths], [prompt] * group, [0] * group, kind=["rollout"] * group,
-            source=["fresh" if g % 2 == 0 else "replay"] * group, prompt_id=[g] * group, truncated=[False] * group,
+            task=[("asr", "msr")[(g // 2) % 2]] * group, source=["fresh" if g % 2 == 0 else "replay"] * group, prompt_id=[g] * group, truncated=[False] * group,
             policy_version=[5 - 3 * (g % 2)] * group,
         )  # fmt: skip
         rows = rows.with_columns("episode", reward=torch.tensor(won, dtype=torch.float64))
@@ -93,7 +96,8 @@ def toy_batch(
 
 
 def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -> Episodes:
-    """With log-probs of older policies near the toy policy's own, and values of the critic before the update."""
+    """With log-probs of older policies near the toy policy's own, values of the critic before the update, and what companions
+    say of tokens."""
     signals = ToyPolicy().signals(batch, ["logp", "value"])
     acted = batch.expand(batch.category("kind", "rollout"))
 
@@ -101,9 +105,11 @@ def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -
         return x.detach() + drift * torch.randn(len(x), generator=generator, dtype=torch.float64)
 
     behavior = torch.where(acted, near(signals["logp"]), torch.nan)
-    return batch.with_columns("step", behavior_logp=behavior, reference_logp=near(signals["logp"]),
-                              old_logp=near(signals["logp"]), old_value=near(signals["value"]),
-                              previous_logp=near(signals["logp"]))  # fmt: skip
+    batch = batch.with_columns("step", behavior_logp=behavior, reference_logp=near(signals["logp"]),
+                               old_logp=near(signals["logp"]), old_value=near(signals["value"]),
+                               previous_logp=near(signals["logp"]))  # fmt: skip
+    collision, weight, reward = torch.rand((3, len(acted)), generator=generator, dtype=torch.float64)
+    return batch.with_columns("step", old_collision=collision, token_weight=weight, token_reward=-0.1 * reward)
 
 
 def gradient(

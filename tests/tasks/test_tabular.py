@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_named():
         TabularPolicy(torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match="one per state"):
         TabularPolicy(torch.zeros(2, 3, 4, 3), torch.zeros(2, 3))
-    with pytest.raises(KeyError, match="emits entropy, logp, value"):
+    with pytest.raises(KeyError, match="emits collision, entropy, logp, value"):
         policy.signals(task.episodes(), ["q"])
     with pytest.raises(IndexError, match="knows 3 steps and 3 tokens"):
         policy.signals(Episodes.build([[0, 0, 0, 0]], [[0]]), ["logp"])

@@ -110,11 +110,11 @@ class Entropy:
     def value(self, logp: Tensor, part: slice) -> Tensor:
         total = torch.exp(logp).mul_(logp).sum(-1)
         if bool(total.isnan().any()):
-            total = torch.exp(logp).mul_(_finite(logp)).sum(-1)
+            total = torch.exp(logp).mul_(finite(logp)).sum(-1)
         return -total
 
     def slope(self, logp: Tensor, part: slice) -> Tensor:
-        return torch.exp(logp).mul_(_finite(logp).add_(1.0)).neg_()
+        return torch.exp(logp).mul_(finite(logp).add_(1.0)).neg_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,8 @@ class Divergence:
         return torch.autograd.grad(total, leaf)[0]
 
 
-def _finite(logp: Tensor) -> Tensor:
+def finite(logp: Tensor) -> Tensor:
+    """Log-probs with the lowest finite number for -inf, so that 0 times it is 0."""
     return logp.clamp(min=torch.finfo(logp.dtype).min)
 
 

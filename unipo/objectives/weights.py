@@ -13,6 +13,7 @@ from unipo.episodes import Episodes
 from unipo.objectives.base import Knob, Needs, Part, Signals, number
 
 __all__ = [
+    "Emitted",
     "ExponentialAdvantage",
     "GeometricRatio",
     "Given",
@@ -159,6 +160,20 @@ class SampledProbability(Weight):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return episodes["behavior_logp"].exp()
+
+
+@dataclass(frozen=True)
+class Emitted(Weight):
+    """A signal of the policy as it is, such as the share of a token among draws."""
+
+    signal: str
+
+    def own_needs(self) -> Needs:
+        drawn = "draw" if self.signal.startswith("drawn") else ""
+        return Needs.of(signals=self.signal, columns=drawn)
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return signals[self.signal].detach()
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from unipo.episodes import Episodes
+from unipo.functional.quantities import PLAIN, measured
 
 
 class TabularPolicy(nn.Module):
     """pi(token | prompt, position, previous token) = softmax of `logits` [P, L, V + 1, V]; V(s) = `value` [P, L, V + 1].
 
     The state is (prompt id, position in the answer, previous token), the start standing at "previous token" V. A context
-    is the prompt id, and behind it the tokens of the answer that are written already, if any. Signals: `logp`, `entropy`
-    and `value`, all [N].
+    is the prompt id, and behind it the tokens of the answer that are written already, if any. Signals: `value` and the
+    quantities of `unipo.functional.quantities`, all [N]; `parametric` names those with parameters that are asked for.
     """
 
-    emits = frozenset({"logp", "entropy", "value"})
+    parametric: frozenset[str] = frozenset()
 
     def __init__(self, logits: Tensor, value: Tensor | None = None) -> None:
         """`logits` [P, L, V + 1, V], `value` [P, L, V + 1] (default zeros); ValueError where the shapes do not agree."""
@@ -45,6 +46,10 @@ class TabularPolicy(nn.Module):
         return cls(logits, torch.randn(shape, generator=generator, dtype=dtype))
 
     @property
+    def emits(self) -> frozenset[str]:
+        return PLAIN | {"value"} | self.parametric
+
+    @property
     def length(self) -> int:
         """The longest episode that the table knows, L."""
         return self.logits.shape[1]
@@ -65,7 +70,9 @@ class TabularPolicy(nn.Module):
             "entropy": lambda: -(logp_NV.exp() * logp_NV).sum(-1),
             "value": lambda: self.value[state],
         }
-        return {name: made[name]() for name in names}
+        rest = [name for name in names if name not in made]
+        others = measured(rest, self.logits[state], episodes) if rest else {}
+        return {name: made[name]() if name in made else others[name] for name in names}
 
     def total_lengths(self, episodes: Episodes) -> Tensor:
         """[E] tokens of each episode, the prompt's one included."""
