@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from unipo.episodes import Episodes
+from unipo.sources.arms import Arms
 from unipo.sources.augment import Drawn
 from unipo.sources.encode import encode_prompt
 from unipo.sources.keyed import name_key
@@ -48,7 +49,7 @@ class Rollouts:
     `kept`: rows that stages of `spec.augment` remember over steps, by name.
     """
 
-    prompts: Prompts | Curriculum
+    prompts: Prompts | Curriculum | Arms
     sampler: Samples
     tokenizer: Any
     reward: Reward
@@ -106,7 +107,7 @@ class Rollouts:
         scored = self._scored(prompts, texts)
         self.dropped["no reward"] += int((~scored.kept).sum())
         made = rollout_episodes(contexts, completions, [p.id for p in prompts], scored, version)
-        return made.with_columns("episode", **{**tasks_of(prompts), **columns}).select(scored.kept)
+        return made.with_columns("episode", **{**categories_of(prompts), **columns}).select(scored.kept)
 
     def _measure(self) -> None:
         """Means over everything that was sampled in this step, before any stage, filter or relabelling."""
@@ -120,13 +121,15 @@ class Rollouts:
             "truncated_share": truncated,
             "rollouts": float(len(self._seen)),
             **{name: float(torch.cat(found).nanmean()) for name, found in self._parts.items()},
+            **(self.arms.metrics() if self.arms is not None else {}),
         }
 
     def _next(self, n: int, step: int) -> list[Prompt]:
+        first, self.position = self.position, self.position + n
+        if isinstance(self.prompts, Arms):
+            return self.prompts.take(n, first)
         prompts = self.prompts.at(step) if isinstance(self.prompts, Curriculum) else self.prompts
-        chosen = [prompts[self.position + i] for i in range(n)]
-        self.position += n
-        return chosen
+        return [prompts[first + i] for i in range(n)]
 
     def _sampled(self, prompts: list[Prompt], step: int, version: int) -> Episodes:
         contexts = [encode_prompt(self.tokenizer, p.text) for p in prompts for _ in range(self.spec.group)]
@@ -155,11 +158,19 @@ class Rollouts:
         return self.reward([p.text for p in prompts], texts, columns)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "tokens_sampled": self.tokens_sampled, "dropped": dict(self.dropped)}
+        own = {"position": self.position, "tokens_sampled": self.tokens_sampled, "dropped": dict(self.dropped)}
+        return own if self.arms is None else {**own, "arms": self.arms.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.position, self.tokens_sampled = int(state["position"]), int(state["tokens_sampled"])
         self.dropped = Counter(state["dropped"])
+        if self.arms is not None:
+            self.arms.load_state_dict(state["arms"])
+
+    @property
+    def arms(self) -> Arms | None:
+        """The arms that prompts are drawn from, if they are: to be told what was learned."""
+        return self.prompts if isinstance(self.prompts, Arms) else None
 
     def save(self, folder: Path) -> None:
         """What stages remember, into the folder of a checkpoint."""
@@ -170,10 +181,14 @@ class Rollouts:
         self.kept = {path.stem.removeprefix("kept_"): Episodes.load(path) for path in folder.glob("kept_*.parquet")}
 
 
-def tasks_of(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
-    """The category `task` of episodes, where prompts say in a column of that name which of several tasks they are."""
-    named = [p.columns.get("task") for p in prompts]
-    return {"task": ["" if name is None else str(name) for name in named]} if any(n is not None for n in named) else {}
+def categories_of(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+    """The categories `task` (which of several) and `arm` of episodes, where their prompts have columns of that name."""
+    named = {name: [p.columns.get(name) for p in prompts] for name in ("task", "arm")}
+    return {
+        name: ["" if value is None else str(value) for value in values]
+        for name, values in named.items()
+        if any(value is not None for value in values)
+    }
 
 
 def rollout_episodes(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unipo.objectives import Knob
+from unipo.sources.arms import ArmChoice
 from unipo.sources.augment import Augment
 from unipo.sources.behaviour import Behaviour
 from unipo.sources.filters import GroupFilter, Relabel
@@ -19,7 +20,8 @@ class RolloutSpec:
     `group`: rollouts per prompt. `keep`: groups that are used, judged by the task's own rewards; where it drops some, up to
     `refill` further rounds of prompts are sampled until the batch is full. `augment`: rows that join groups or take the
     place of others, in order. `relabel`: applied in order to what is kept. `replay`: this share of the batch's groups are
-    replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise).
+    replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise). `arms`: prompts come
+    from categories, of which those are drawn more often that teach more now.
     """
 
     group: int = 8
@@ -29,6 +31,7 @@ class RolloutSpec:
     relabel: tuple[Relabel, ...] = ()
     replay: float | Knob = 0.0
     replay_steps: int = 1
+    arms: ArmChoice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
