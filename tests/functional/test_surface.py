@@ -21,12 +21,14 @@ from unipo.functional import (
     flow,
     moments,
     pairs,
+    segments,
     selection,
     weights,
 )
 
 MODULES = (
-    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, flow, moments, pairs, selection, weights,
+    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, flow, moments, pairs, segments, selection,
+    weights,
 )  # fmt: skip
 INDEX = torch.tensor([0, 0, 1, 1])
 ROW = torch.tensor([0.3, 0.9, 0.5, 0.7])
@@ -57,6 +59,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "entropy": ((FULL,), ()),
     "episode_mean": ((ROW, INDEX), (2,)),
     "episode_sum": ((ROW,), (2,)),
+    "every_kth": ((CHOSEN, INDEX), (2,)),
     "fisher_estimate": ((SCORES,), ()),
     "fisher_kernel": ((SCORES, torch.eye(2)), ()),
     "flow_error": ((SCORES, SCORES.flip(-1), SCORES.flip(0)), ()),
@@ -90,6 +93,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "row_entropy": ((INDEX, CHOSEN), ()),
     "running_mean": ((ROW, INDEX), ()),
     "score_square": ((-ROW, ROW), ()),
+    "segment_advantages": ((ROW[:2], torch.tensor([0, 3]), ROW[2:], INDEX), ()),
     "sequence_ratio": ((ROW, INDEX), (2,)),
     "share_of": ((), (4, 0.3)),
     "squared": ((ROW,), (1.0,)),

@@ -16,6 +16,7 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
     coverage      of a data set: `trajectory_quality`, `state_action_coverage` `log_state_action_coverage`,
                   `distinct_rows` `row_entropy` of integers, `digitise`
     selection     `ascending` `largest` `max_variance_subset` `share_of`; by place in a group `places` `rank_shares`
+    segments      of answers: where they begin `every_kth`, differences of values along them `segment_advantages`
     balance       of raised and lowered probabilities: `active_balance` `value_balance`, clip bounds `balanced_bounds`
     flow          `noised` data, `flow_error` of a velocity; `standouts` of a segment, its `running_mean`
     moments       `moments_of` `merged_moments` of numbers that come in parts; `weighted_r2` of a regression
@@ -59,6 +60,7 @@ from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, k
 from unipo.functional.flow import flow_error, noised, running_mean, standouts
 from unipo.functional.moments import Moments, merged_moments, moments_of, weighted_r2
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
+from unipo.functional.segments import every_kth, segment_advantages
 from unipo.functional.selection import ascending, largest, max_variance_subset, places, rank_shares, share_of
 from unipo.functional.weights import (
     clip_mask,
@@ -95,6 +97,7 @@ __all__ = [
     "entropy",
     "episode_mean",
     "episode_sum",
+    "every_kth",
     "fisher_estimate",
     "fisher_kernel",
     "flow_error",
@@ -128,6 +131,7 @@ __all__ = [
     "row_entropy",
     "running_mean",
     "score_square",
+    "segment_advantages",
     "sequence_ratio",
     "share_of",
     "squared",
