@@ -83,22 +83,22 @@ METHODS = (
         title="Reinforcement Learning on Pre-Training Data", paper="arXiv 2509.19249",
         equation="L = L_GRPO(ASR rows) + lambda L_GRPO(MSR rows),  R = [prediction is a prefix of the text that follows]",
         claim="before RL with verifiable rewards, RL on plain text helps: cold start -> RLPT -> RLVR beats cold start -> RLVR",
-        identity_tests=tuple(_TESTS + t for t in (
+        identity_tests=("tests/rewards/test_graded.py::test_the_prefix_judge_of_the_card", *(_TESTS + t for t in (
             "test_rlpt_of_one_token_has_the_gradient_of_next_token_accuracy",
             "test_rlpt_with_a_thought_has_the_gradient_of_the_marginal_probability", "test_rlpt_without_lambda_is_asr_alone",
-            "test_rlpt_averages_each_task_over_its_own_episodes", "test_rlpt_with_a_constant_judge_has_no_gradient"))
-            + ("tests/rewards/test_graded.py::test_the_prefix_judge_of_the_card",),
+            "test_rlpt_averages_each_task_over_its_own_episodes", "test_rlpt_with_a_constant_judge_has_no_gradient"))),
     ),
     Method(
         slug="sophia", build=sophia, row=48, family="llm-rl",
         title="Semi-off-Policy Reinforcement Learning for Vision-Language Slow-thinking Reasoning", paper="arXiv 2507.16814",
-        equation="L = -TOK(log pi(y | x, v)) on traces y ~ teacher(x, c), c ~ pi(describe, v), with R(y) = 1, mean R of c > .75,\n"
+        equation="L = -TOK(log pi(y | x, v)), y ~ teacher(x, c), c ~ pi(describe, v), R(y) = 1, mean R of c > .75,\n"
                  "the shortest of the query",
         claim="traces selected by outcome and by what their description is worth teach more than distillation from an oracle's "
               "descriptions and more than GRPO from a weak start",
         identity_tests=tuple(_TESTS + t for t in (
             "test_sophia_is_likelihood_of_the_selected_traces", "test_one_trace_per_description_is_rejection_sampling",
             "test_the_share_of_descriptions_that_pass", "test_selection_by_hand",
-            "test_a_description_is_worth_its_probability_of_success", "test_the_policy_as_its_own_reasoner_is_rejection_sampling")),
+            "test_a_description_is_worth_its_probability_of_success",
+            "test_the_policy_as_its_own_reasoner_is_rejection_sampling")),
     ),
 )  # fmt: skip

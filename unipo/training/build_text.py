@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from unipo.episodes import Episodes
+from unipo.functional.quantities import parametric
 from unipo.learner import Learner, LearnerSettings
 from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.loading import LoraSettings
@@ -133,8 +134,11 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             "(Pendulum-v1), or take a method whose `unipo show` says text"
         )
     added = {stage.provides for stage in recipe.rollouts.augment}
-    given = {"rollout": True, "demo": bool(config.demos) or "demo" in added or recipe.round is not None,
-             "pair": bool(config.pairs)}
+    given = {
+        "rollout": True,
+        "demo": bool(config.demos) or "demo" in added or recipe.round is not None,
+        "pair": bool(config.pairs),
+    }
     remedy = {"demo": "--demos FILE (or --demos task for an embedded task)", "pair": "--pairs FILE (or --pairs task)"}
     for kind in recipe.kinds:
         if not given[kind]:
@@ -155,7 +159,9 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
             "for the embedded task `describe`)"
         )
     if config.teacher and recipe.round is None:
-        raise ConfigError(f"--teacher {config.teacher} is given, but {config.method!r} asks no second model (sophia does)")
+        raise ConfigError(
+            f"--teacher {config.teacher} is given, but {config.method!r} asks no second model (sophia does)"
+        )
     for flag, value, kind in (("--demos", config.demos, "demo"), ("--pairs", config.pairs, "pair")):
         if value and kind not in recipe.kinds:
             raise ConfigError(
@@ -249,7 +255,9 @@ def dataset_prompts(path: str, chat: bool) -> list[Prompt]:
     if "prompts" not in data.kinds and "documents" in data.kinds:
         found = corpus_prompts(row.text for row in data.documents())
         if not found:
-            raise ConfigError(f"{path} has no document of three or more segments (sentences, or lines): nothing can be hidden")
+            raise ConfigError(
+                f"{path} has no document of three or more segments (sentences, or lines): nothing can be hidden"
+            )
         return found
     for row in data.prompts():
         columns = dict(row.columns)
@@ -262,11 +270,13 @@ def dataset_prompts(path: str, chat: bool) -> list[Prompt]:
 
 def divided(rows: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """A tenth is held out, by the hash of the prompt, so that equal prompts stay on one side (none below 20 rows); of
-    documents, by that of the document."""
+    documents, by that of the document, and at least one."""
     if len(rows) < 20:
         return rows, []
-    kept = [r for r in rows if r.columns.get("document", r.id) % 1000 < 1000 * HELD_OUT_SHARE]
-    train = [r for r in rows if r.columns.get("document", r.id) % 1000 >= 1000 * HELD_OUT_SHARE]
+    whose = [r.columns.get("document", r.id) % 1000 for r in rows]
+    bound = max(1000 * HELD_OUT_SHARE, min(whose) + 1 if "document" in rows[0].columns else 0)
+    kept = [r for r, number in zip(rows, whose, strict=True) if number < bound]
+    train = [r for r, number in zip(rows, whose, strict=True) if number >= bound]
     return (train, kept) if train else (rows, [])
 
 
@@ -295,6 +305,7 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
     if "value" in recipe.needs.signals:
         width = policy.model.get_input_embeddings().weight.shape[1]
         policy.value_head = ValueHead(width, getattr(torch, config.dtype)).to(device)
+    policy.parametric = parametric(recipe.needs.signals)
     references: dict[str, TokenPolicy] = {}
     asked = {column.partition("_")[0] for column in recipe.needs.columns}
     for who in sorted(asked & {"reference", *recipe.snapshots}):
