@@ -19,10 +19,10 @@ RATES = (0.003, 0.01, 0.03, 0.1)
 RIGHT = 0.05
 
 
-def scattered(seed: int) -> TabularTask:
+def scattered(seed: int, prompts: int = PROMPTS) -> TabularTask:
     """A random 5 % of the 1,296 answers to each prompt are right: mixing two right answers token by token gives a wrong one."""
-    right = keyed_generator(seed, "right answers").uniform(size=(PROMPTS, *[VOCABULARY] * LENGTH)) < RIGHT
-    return TabularTask(PROMPTS, VOCABULARY, LENGTH, lambda prompt, tokens: float(right[(prompt, *tokens)]))
+    right = keyed_generator(seed, "right answers").uniform(size=(prompts, *[VOCABULARY] * LENGTH)) < RIGHT
+    return TabularTask(prompts, VOCABULARY, LENGTH, lambda prompt, tokens: float(right[(prompt, *tokens)]))
 
 
 def stale_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:

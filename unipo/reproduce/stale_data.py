@@ -13,17 +13,17 @@ from unipo.methods.catalog import build, find
 from unipo.policies.tabular import TabularPolicy
 from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.network import NetworkPolicy
-from unipo.reproduce.online import GROUP, LENGTH, PROMPTS, VOCABULARY, scattered
+from unipo.reproduce.online import GROUP, LENGTH, VOCABULARY, scattered
 from unipo.reproduce.training import Draw, FreshAndReplayed, copy_of, key, success, train
 from unipo.sources.ahead import Ahead
 from unipo.sources.spec import RolloutSpec
 from unipo.sources.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
-RATES = (0.003, 0.01, 0.03, 0.1)
-TARGET = 0.8
+REMIX_RATES, AIPO_RATES = (0.02, 0.06, 0.2), (0.006, 0.02, 0.06)
+PROMPTS, TARGET = 30, 0.6
 DELAYS = (1, 4, 16)
-PACE = 0.004
+PACE = 0.01
 """Seconds that sampling a batch takes, and learning from it, where their overlap is measured."""
 
 
@@ -31,10 +31,10 @@ PACE = 0.004
 def remix_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """Fresh groups of all prompts every step, replay and passes as the recipe says. Doublings: log2 of the steps to `TARGET`
     (of all steps where it is never reached)."""
-    task = scattered(seed)
+    task = scattered(seed, PROMPTS)
     policy, curve = NetworkPolicy(task, seed), []
     draw = FreshAndReplayed(tabular_rollouts(task, policy, phases[0].rollouts, seed), seed)
-    train(phases, policy, draw, steps=steps, rate=rate, reference=copy_of(policy),
+    train(phases, policy, draw, steps=steps, rate=rate, reference=copy.deepcopy(policy),
           watch=lambda step: curve.append(success(task, policy)))  # fmt: skip
     reached = next((step for step, value in enumerate(curve, 1) if value >= TARGET), steps)
     return {
@@ -58,10 +58,10 @@ def lagging(task: TabularTask, policy: TabularPolicy, seed: int, delay: int) -> 
 
 def aipo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """Exact success (mean of the last fifth of the run) at every delay, trained with one learning rate for all of them."""
-    task = scattered(seed)
+    task = scattered(seed, PROMPTS)
     found = {f"success, delay {d}": delayed_success(phases, task, rate, seed, steps, d) for d in (0, *DELAYS)}
     worst = min(found[f"success, delay {delay}"] for delay in DELAYS)
-    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(task, steps=20)}
+    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(task, steps=12)}
 
 
 def delayed_success(phases: Phases, task: TabularTask, rate: float, seed: int, steps: int, delay: int) -> float:
@@ -116,7 +116,7 @@ CLAIMS = (
         steps=160,
         tune="doublings to the target",
         minimise=True,
-        grid=RATES,
+        grid=REMIX_RATES,
         expectations=(
             Expectation(arm="remix", metric="doublings to the target", than="grpo", most=-1.0),
             Expectation(arm="remix", metric="doublings to the target", than="ppo", most=-1.0),
@@ -136,7 +136,7 @@ CLAIMS = (
         trial=aipo_trial,
         steps=150,
         tune="success, delay 4",
-        grid=RATES,
+        grid=AIPO_RATES,
         expectations=(
             Expectation(arm="reinforce", metric="lost to delay", least=0.05),
             Expectation(arm="aipo", metric="lost to delay", than="reinforce", most=0.0),
@@ -145,7 +145,7 @@ CLAIMS = (
             Expectation(arm="aipo", metric="speed-up", least=1.5, most=2.1),
         ),
         note=f"{SETTING} The actor's weights are 0, 1, 4 or 16 updates old, 150 updates; one learning rate per arm for all "
-        "delays. All arms have the group mean as baseline and a token mean. Speed-up: sampling and learning take 4 ms each, slept; "
-        "one after the other against `--ahead 1`.",
+        "delays. All arms have the group mean as baseline and a token mean. Speed-up: sampling and learning take 10 ms each, "
+        "slept; one after the other against `--ahead 1`.",
     ),
 )
