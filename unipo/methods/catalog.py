@@ -30,6 +30,7 @@ from unipo.methods import (
     props,
     regressions,
     stale_data,
+    supervised,
     tabular_theory,
     text_applications,
 )
@@ -51,6 +52,7 @@ PAGES = (
     control_applications,
     regressions,
     text_applications,
+    supervised,
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
@@ -181,7 +183,13 @@ def fitting_transitions(kind: str) -> list[str]:
 def fitting_text(kinds: Sequence[str]) -> list[str]:
     """Methods whose every term can be fed by text data of these uses: prompts (they give rollouts), rollouts,
     demonstrations, pairs, documents. Not those that ask for tasks, or for descriptions, that such data have not."""
-    given = {"prompts": "rollout", "rollouts": "rollout", "documents": "rollout", "demonstrations": "demo", "pairs": "pair"}
+    given = {
+        "prompts": "rollout",
+        "rollouts": "rollout",
+        "documents": "rollout",
+        "demonstrations": "demo",
+        "pairs": "pair",
+    }
     have = {given[k] for k in kinds if k in given}
     recipes = {m.slug: m.build() for m in METHODS}
     fed = {slug: recipe for slug, recipe in recipes.items() if recipe.for_text and set(recipe.kinds) <= have}

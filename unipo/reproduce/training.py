@@ -10,6 +10,7 @@ import torch
 
 from unipo import functional as F
 from unipo.episodes import Episodes
+from unipo.functional.quantities import parametric
 from unipo.learner import Learner, LearnerSettings, annotate
 from unipo.objectives import number, with_settings
 from unipo.policies.tabular import TabularPolicy
@@ -78,6 +79,7 @@ class _Phase:
     def __init__(self, recipe: Recipe, policy: TabularPolicy, rate: float, steps: int,
                  reference: TabularPolicy | None) -> None:  # fmt: skip
         self.recipe = recipe.but(controllers=tuple(c.lasting(steps) for c in recipe.controllers))
+        policy.parametric = policy.parametric | parametric(recipe.needs.signals)
         self.policy, self.learner = policy, learner_of(policy, rate)
         self.states = {c.knob: c.start() for c in self.recipe.controllers}
         self.players: dict[str, TabularPolicy] = {"old": policy, **({"reference": reference} if reference else {})}

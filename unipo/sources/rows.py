@@ -18,7 +18,10 @@ Text = str | Sequence[Message]
 
 @dataclass
 class Rows:
-    """Draws `groups_per_step` groups a step from a fixed set, in a new keyed order every epoch."""
+    """Draws `groups_per_step` groups a step from a fixed set, in a new keyed order every epoch.
+
+    The column `draw` [E] counts the groups drawn so far: another number for the same row in every epoch.
+    """
 
     episodes: Episodes
     groups_per_step: int
@@ -28,8 +31,10 @@ class Rows:
     def draw(self, step: int, version: int) -> Episodes:
         n = self.episodes.count("group")
         chosen = [shuffled(self.position + i, n, self.seed, "rows") for i in range(self.groups_per_step)]
+        count = torch.arange(self.position, self.position + self.groups_per_step)
         self.position += self.groups_per_step
-        return self.episodes.select(torch.tensor(chosen), "group")
+        made = self.episodes.select(torch.tensor(chosen), "group")
+        return made.with_columns("episode", draw=made.expand(count, to="episode", level="group"))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
