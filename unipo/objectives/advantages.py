@@ -15,6 +15,7 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.objectives.base import Knob, Needs, Part, Signals, number
+from unipo.objectives.masks import AdvantageMask
 
 __all__ = [
     "Advantage",
@@ -309,16 +310,23 @@ class Normalised(Advantage):
 
 @dataclass(frozen=True)
 class Whitened(Advantage):
-    """Another advantage less its mean over all steps, divided by `scale`; 0 where all are equal."""
+    """Another advantage less its mean over all steps, divided by `scale`; 0 where all are equal.
+
+    Both are taken over the steps that `over` keeps; the others get 0.
+    """
 
     advantage: Advantage
     scale: Scale = BatchStd()
+    over: AdvantageMask = AdvantageMask()
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         values = self.advantage(episodes, signals)
         if len(values) < 2:
             return values
-        return F.normalize(values, F.batch_mean(values), self.scale.of(values, episodes))
+        kept = self.over.of(values, episodes, signals)
+        some, part = (values, episodes) if bool(kept.all()) else (values[kept], episodes.select(kept, "step"))
+        found = F.normalize(some, F.batch_mean(some), self.scale.of(some, part))
+        return torch.zeros_like(values).index_put((kept,), found)
 
 
 @dataclass(frozen=True)

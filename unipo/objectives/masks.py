@@ -17,6 +17,7 @@ __all__ = [
     "AdvantageMask",
     "ClipMask",
     "DualClipMask",
+    "MeanRatioMask",
     "Product",
     "ProximalClipMask",
     "RingMask",
@@ -24,6 +25,7 @@ __all__ = [
     "Spread",
     "SuccessGate",
     "TwoSideMask",
+    "Where",
     "success_rate",
 ]
 
@@ -107,6 +109,31 @@ class RingMask(AdvantageMask):
     def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
         ratio = self.ratio(episodes, signals)
         return F.ring_mask(ratio, advantage, self.low, self.high, self.outer_low, self.outer_high)
+
+
+@dataclass(frozen=True)
+class MeanRatioMask(AdvantageMask):
+    """Every step while the mean of the ratio over them is at most `most`, else none: the batch is skipped."""
+
+    most: float = 10.0
+    ratio: Part = TokenRatio()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        ratio = self.ratio(episodes, signals)
+        return (ratio.mean() <= self.most).expand(len(ratio))
+
+
+@dataclass(frozen=True)
+class Where(AdvantageMask):
+    """Kept: steps whose column `column` (bool [N]) is True."""
+
+    column: str
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=self.column)
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        return episodes[self.column]
 
 
 @dataclass(frozen=True)
