@@ -19,6 +19,7 @@ from unipo.policies.loading import LoraSettings
 from unipo.recipe import Recipe
 from unipo.rewards import Prefix, RewardSet, resolve_reward, split_rewards
 from unipo.sources.ahead import Ahead
+from unipo.sources.arms import ArmChoice, Arms
 from unipo.sources.corpus import corpus_prompts
 from unipo.sources.datasets import load_rows
 from unipo.sources.encode import encode_completion, encode_prompt
@@ -29,6 +30,7 @@ from unipo.sources.rollouts import Reward, Rollouts, Scored
 from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.tasks import STYLES, TASKS, Task, get_task
+from unipo.training.arms import arms_of, with_arms
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.fingerprint import ROOT, fingerprint
 from unipo.training.loop import Run
@@ -49,7 +51,7 @@ CORPUS_JUDGE = Prefix(share=0.5)
 class Problems:
     """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one."""
 
-    train: Prompts | Curriculum
+    train: Prompts | Curriculum | Arms
     held_out: list[Prompt]
     reward: RewardSet
     task: Task | None
@@ -63,7 +65,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     use_threads(config.threads)
     torch.manual_seed(config.seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    problems = load_problems(config)
+    problems = load_problems(config, recipe.rollouts.arms)
     policy, references = load_players(config, recipe, device)
     check_tasks(config, recipe, problems)
     reward = scorer(problems.reward)
@@ -174,7 +176,7 @@ def check_tasks(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
     """A term over the rows of one task must find prompts of it."""
     if not recipe.tasks:
         return
-    train = problems.train.stages[0][1] if isinstance(problems.train, Curriculum) else problems.train
+    train = parts_of(problems.train)[0]
     shown = train.rows if isinstance(train, RowPrompts) else [train[i] for i in range(256)]
     there = {str(p.columns["task"]) for p in shown if p.columns.get("task") is not None}
     if recipe.tasks - there:
@@ -186,15 +188,16 @@ def check_tasks(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
 
 
 # ---- problems and rewards --------------------------------------------------------------------------------------------
-def load_problems(config: RunConfig) -> Problems:
-    """Prompts, held-out prompts and rewards of an embedded task, or of a dataset."""
+def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
+    """Prompts (in `arms`, where the method asks for them), held-out prompts and rewards of an embedded task, or of a
+    dataset."""
     rewards = [resolve_reward(r) for r in split_rewards(config.reward)]
     if is_task(config.task):
-        task = get_task(config.task)
+        task = with_arms(get_task(config.task), config, arms)
         held_out = [TaskPrompts(task, "held_out")[i] for i in range(config.eval_prompts)]
         rewards = rewards or list(task.rewards)
         limit = config.max_tokens or task.max_completion_tokens
-        return Problems(_staged(config, TaskPrompts(task)), held_out, _rewards(rewards, config), task, limit)
+        return Problems(_staged(config, TaskPrompts(task), arms), held_out, _rewards(rewards, config), task, limit)
     rows = dataset_prompts(config.task, config.chat)
     if config.held_out:
         train, kept = rows, dataset_prompts(config.held_out, config.chat)
@@ -202,12 +205,14 @@ def load_problems(config: RunConfig) -> Problems:
         train, kept = divided(rows)
     rewards = rewards or [("prefix", CORPUS_JUDGE, 1.0) if "document" in rows[0].columns else resolve_reward("math")]
     limit = config.max_tokens or DATASET_MAX_TOKENS
-    prompts = _staged(config, RowPrompts(train, config.seed))
+    prompts = _staged(config, RowPrompts(train, config.seed), arms)
     return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), None, limit)
 
 
-def _staged(config: RunConfig, first: Prompts) -> Prompts | Curriculum:
-    """The prompts themselves, or the stages of `--curriculum` after them."""
+def _staged(config: RunConfig, first: Prompts, arms: ArmChoice | None = None) -> Prompts | Curriculum | Arms:
+    """The prompts themselves, in arms, or the stages of `--curriculum` after them."""
+    if arms is not None:
+        return arms_of(first, config, arms)
     if not config.curriculum:
         return first
     stages: list[tuple[int, Prompts]] = [(0, first)]
@@ -280,12 +285,18 @@ def divided(rows: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     return (train, kept) if train else (rows, [])
 
 
+def parts_of(prompts: Prompts | Curriculum | Arms) -> Sequence[Prompts]:
+    """The stages of a curriculum, the arms of a choice, or the prompts themselves."""
+    if isinstance(prompts, Curriculum):
+        return [stage for _, stage in prompts.stages]
+    return prompts.prompts if isinstance(prompts, Arms) else [prompts]
+
+
 def _check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) -> None:
     """Every prompt of a dataset must fit: told with its row before training."""
     context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
     limit = min(config.max_prompt_tokens or context, context - problems.max_tokens)
-    stages = [p for _, p in problems.train.stages] if isinstance(problems.train, Curriculum) else [problems.train]
-    rows = [row for p in stages for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])]
+    rows = [row for p in parts_of(problems.train) for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])]
     for number, prompt in enumerate([*rows, *problems.held_out], 1):
         length = len(encode_prompt(policy.tokenizer, prompt.text))
         if not 0 < length <= limit:
