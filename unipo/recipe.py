@@ -54,6 +54,8 @@ class Recipe:
     over each batch; `minibatches`: optimiser updates per pass (groups stay whole). `learning_rate`: multiplies the run's.
     `snapshots`: copies of the policy by name, beside the `reference` of the start. `companions`: models that are trained
     beside the policy (text). `round`: demonstrations that two models make before the first step (text).
+    `gradient_parts`: of so many parts of a batch the gradient is computed apart, and the variance of the whole (metric
+    `gradient_noise`) estimated from them; 0: it is not.
     """
 
     objective: Objective
@@ -67,6 +69,7 @@ class Recipe:
     snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
     companions: tuple[CompanionSpec, ...] = ()
     round: DescribeThenReason | None = None
+    gradient_parts: int = 0
 
     def __post_init__(self) -> None:
         knobs = self.knobs
@@ -97,8 +100,7 @@ class Recipe:
     @property
     def provided(self) -> frozenset[str]:
         """Columns that its own stages and companions add to batches of text."""
-        stages, companions = (stage.columns for stage in self.rollouts.augment), (c.columns for c in self.companions)
-        return frozenset().union(*stages, *companions)
+        return self.rollouts.columns.union(*(c.columns for c in self.companions))
 
     @property
     def for_text(self) -> bool:

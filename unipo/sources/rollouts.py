@@ -16,6 +16,7 @@ from unipo.sources.arms import Arms
 from unipo.sources.augment import Drawn
 from unipo.sources.encode import encode_prompt
 from unipo.sources.keyed import name_key
+from unipo.sources.partial import next_windows
 from unipo.sources.prompts import Curriculum, Prompt, Prompts
 from unipo.sources.sampler import Completion, SamplerSettings
 from unipo.sources.spec import RolloutSpec
@@ -69,9 +70,11 @@ class Rollouts:
         answers look mixed). Where it drops groups, up to `spec.refill` further rounds are sampled; if nothing at all was
         kept the last round is returned unfiltered, so that a step never has an empty batch.
         """
-        kept: list[Episodes] = []
         self._seen: list[tuple[float, int, bool]] = []
         self._parts: dict[str, list[torch.Tensor]] = {}
+        if self.spec.window:
+            return self._windows(step, version)
+        kept: list[Episodes] = []
         for _ in range(1 + self.spec.refill):
             wanted = self.prompts_per_step - sum(e.count("group") for e in kept)
             prompts = self._next(wanted, step)
@@ -85,6 +88,14 @@ class Rollouts:
                 break
         self._measure()
         return Episodes.cat(kept) if kept else self._labelled(fresh, drawn)
+
+    def _windows(self, step: int, version: int) -> Episodes:
+        """As many rows, each an answer as far as it is written; measured are those that are finished."""
+        count, group = self.prompts_per_step * self.spec.group, self.spec.group
+        made, prompts = next_windows(self, count, group, self.spec.window, step, version)
+        self._note(made.select(made["finished"]))
+        self._measure()
+        return self._labelled(made, Drawn(prompts, self, self.seed, step, version))
 
     def complete(self, prompts: Sequence[Prompt], contexts: Sequence[Sequence[int]], step: int, version: int, *,
                  use: str = "", written: Sequence[Sequence[int]] | None = None, **columns: Any) -> Episodes:  # fmt: skip
@@ -104,14 +115,14 @@ class Rollouts:
         completions = self.sampler.sample(contexts, keys, limits)
         self.tokens_sampled += sum(len(c.tokens) for c in completions)
         texts = [[*w, *c.tokens] for w, c in zip(written, completions, strict=True)]
-        scored = self._scored(prompts, texts)
+        scored = self.scored(prompts, texts)
         self.dropped["no reward"] += int((~scored.kept).sum())
         made = rollout_episodes(contexts, completions, [p.id for p in prompts], scored, version)
         return made.with_columns("episode", **{**categories_of(prompts), **columns}).select(scored.kept)
 
     def _measure(self) -> None:
         """Means over everything that was sampled in this step, before any stage, filter or relabelling."""
-        n = max(len(self._seen), 1)
+        n = len(self._seen) or math.nan
         reward, length, truncated = (sum(float(row[i]) for row in self._seen) / n for i in range(3))
         spread = sum((float(row[0]) - reward) ** 2 for row in self._seen) / n
         self.metrics = {
@@ -128,17 +139,27 @@ class Rollouts:
         first, self.position = self.position, self.position + n
         if isinstance(self.prompts, Arms):
             return self.prompts.take(n, first)
+        return [self.prompt_at(first + i, step) for i in range(n)]
+
+    def prompt_at(self, number: int, step: int) -> Prompt:
+        """The prompt at a place of the stream, as it is in `step`."""
+        if isinstance(self.prompts, Arms):
+            raise TypeError("prompts that are drawn from arms have no place in a stream")
         prompts = self.prompts.at(step) if isinstance(self.prompts, Curriculum) else self.prompts
-        return [prompts[first + i] for i in range(n)]
+        return prompts[number]
 
     def _sampled(self, prompts: list[Prompt], step: int, version: int) -> Episodes:
         contexts = [encode_prompt(self.tokenizer, p.text) for p in prompts for _ in range(self.spec.group)]
         made = self.complete([p for p in prompts for _ in range(self.spec.group)], contexts, step, version)
+        self._note(made)
+        return made
+
+    def _note(self, made: Episodes) -> None:
+        """Rollouts that metrics are of."""
         facts = (made["reward"].tolist(), made.lengths().tolist(), made["truncated"].tolist())
         self._seen += list(zip(*facts, strict=True))
         for name in (n for n in made.columns if n.startswith("reward.")):
             self._parts.setdefault(name.replace(".", "/", 1), []).append(made[name])
-        return made
 
     def _augmented(self, groups: Episodes, drawn: Drawn, filtered: bool) -> Episodes:
         for stage in self.spec.augment:
@@ -151,7 +172,8 @@ class Rollouts:
             made = relabel(made, self.sampler.settings.max_tokens)
         return self._augmented(made, drawn, filtered=True)
 
-    def _scored(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Scored:
+    def scored(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Scored:
+        """What the reward says of tokens [n] as answers to prompts [n]."""
         texts = [self.tokenizer.decode(list(t), skip_special_tokens=True) for t in tokens]
         names = dict.fromkeys(name for p in prompts for name in p.columns)
         columns = {name: [p.columns.get(name) for p in prompts] for name in names}

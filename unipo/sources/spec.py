@@ -11,6 +11,7 @@ from unipo.sources.arms import ArmChoice
 from unipo.sources.augment import Augment
 from unipo.sources.behaviour import Behaviour
 from unipo.sources.filters import GroupFilter, Relabel
+from unipo.sources.partial import COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class RolloutSpec:
     `refill` further rounds of prompts are sampled until the batch is full. `augment`: rows that join groups or take the
     place of others, in order. `relabel`: applied in order to what is kept. `replay`: this share of the batch's groups are
     replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise). `arms`: prompts come
-    from categories, of which those are drawn more often that teach more now.
+    from categories, of which those are drawn more often that teach more now. `window`: a step writes at most this share of the
+    longest answer for each rollout, and what is not finished goes on in the next one (0: whole answers).
     """
 
     group: int = 8
@@ -32,6 +34,22 @@ class RolloutSpec:
     replay: float | Knob = 0.0
     replay_steps: int = 1
     arms: ArmChoice | None = None
+    window: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.window <= 1.0:
+            raise ValueError(
+                f"window is {self.window}: expected a share of the longest answer, from 0 (whole answers) to 1"
+            )
+        if self.window and (self.arms is not None or type(self.keep) is not GroupFilter):
+            raise ValueError(
+                "answers that are written over several steps cannot be chosen by group: leave out `keep` and `arms`"
+            )
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What its stages add to the columns of rollouts."""
+        return frozenset().union(COLUMNS if self.window else (), *(stage.columns for stage in self.augment))
 
 
 @dataclass(frozen=True, kw_only=True)
