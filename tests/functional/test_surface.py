@@ -99,6 +99,8 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "squared": ((ROW,), (1.0,)),
     "standouts": ((ROW, INDEX), (2, CHOSEN, 0.6, 2)),
     "state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
+    "shaped_slope": ((ROW,), (0.1,)),
+    "softened": ((ROW,), (0.8, 0.01, 1.0)),
     "taper": ((ROW, SIGN), ()),
     "temporal_differences": ((ROW, INDEX, torch.tensor([True, False])), (0.9,)),
     "token_mean": ((ROW,), ()),

@@ -5,9 +5,9 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
 
     advantages    subtract `group_mean` `leave_one_out_mean` `batch_mean`, divide by `group_std` `batch_std`: `normalize`;
                   `group_variance`, `group_softmax`; `weighted_leave_one_out_mean`, by `score_square` say;
-                  `beta_parameters` `beta_scale` (BNPO); over time `gae` `discounted_return`
+                  `softened` rewards; `beta_parameters` `beta_scale` (BNPO); over time `gae` `discounted_return`
     weights       `log_ratio` `token_ratio` `sequence_ratio` `geometric_ratio`; masks `clip_mask` `dual_clip_mask`
-                  `two_side_mask` `ring_mask`; tapers `truncate` `taper`; `effective_sample_size`
+                  `two_side_mask` `ring_mask`; tapers `truncate` `taper`; `shaped_slope`; `effective_sample_size`
     divergences   from samples `k1` `k2` `k3` `weighted_k3`; over full distributions `kl` `entropy` `generalised_jsd`
     pairs         `pair_margin`; links `logistic` `squared` `hinge`; all pairs of a group `pairwise_square`
     aggregate     `token_mean` `episode_mean` `episode_sum` `constant`
@@ -36,6 +36,7 @@ from unipo.functional.advantages import (
     leave_one_out_mean,
     normalize,
     score_square,
+    softened,
     weighted_leave_one_out_mean,
 )
 from unipo.functional.aggregate import constant, episode_mean, episode_sum, token_mean
@@ -70,6 +71,7 @@ from unipo.functional.weights import (
     log_ratio,
     ring_mask,
     sequence_ratio,
+    shaped_slope,
     taper,
     token_ratio,
     truncate,
@@ -133,7 +135,9 @@ __all__ = [
     "score_square",
     "segment_advantages",
     "sequence_ratio",
+    "shaped_slope",
     "share_of",
+    "softened",
     "squared",
     "standouts",
     "state_action_coverage",

@@ -7,6 +7,8 @@ mean of 0.3, 0.3, 0.3 need not be 0.3). The slot that an advantage fills detache
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ __all__ = [
     "leave_one_out_mean",
     "normalize",
     "score_square",
+    "softened",
     "weighted_leave_one_out_mean",
 ]
 
@@ -184,3 +187,15 @@ def beta_scale(rate: Tensor, alpha: float, beta: float, largest: float = 1e6) ->
         torch.xlogy(a - 1, p) + torch.xlogy(b - 1, 1 - p) - (torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b))
     )
     return log_f.exp().clamp(min=1.0 / largest).to(rate.dtype)
+
+
+def softened(values: Tensor, threshold: float, slope: float, steepness: float) -> Tensor:
+    """Rewards that count little beyond a threshold c and much below it: [E] -> [E], continuous and rising.
+
+        v >= c:  c + slope log(v - c + 1)          v < c:  c - (e^(steepness (c - v)) - 1) / (e^steepness - 1)
+
+    TempSamp-R1 (arXiv 2509.18056) with c = 0.8, slope 0.01, steepness 1: 0 -> 0.0868, 0.5 -> 0.5964, 1 -> 0.8018.
+    """  # fmt: skip
+    above = threshold + slope * (values - threshold).clamp(min=0.0).log1p()
+    below = threshold - torch.expm1(steepness * (threshold - values).clamp(min=0.0)) / math.expm1(steepness)
+    return torch.where(values >= threshold, above, below)

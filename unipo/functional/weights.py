@@ -20,6 +20,7 @@ __all__ = [
     "log_ratio",
     "ring_mask",
     "sequence_ratio",
+    "shaped_slope",
     "taper",
     "token_ratio",
     "truncate",
@@ -99,6 +100,15 @@ def taper(
     same_shape(ratio=ratio, advantage=advantage)
     raised, lowered = truncate(ratio, positive[1], positive[0]), truncate(ratio, negative[1], negative[0])
     return torch.where(advantage >= 0, raised, lowered)
+
+
+def shaped_slope(logp: Tensor, gamma: float) -> Tensor:
+    """d f / d log p = gamma p / (p + gamma)^2 of the shaped probability f(p) = p / (p + gamma) (LUFFY, arXiv 2504.14945): [N].
+
+    10 p for p -> 0 with gamma = 0.1, 1/4 at p = gamma, where it is largest, and gamma / (1 + gamma)^2 at p = 1.
+    """
+    p = logp.exp()
+    return gamma * p / (p + gamma).square()
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:

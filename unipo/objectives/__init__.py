@@ -5,14 +5,17 @@ from unipo.objectives.aggregates import *
 from unipo.objectives.balance import *
 from unipo.objectives.base import (
     Category,
+    Either,
     Knob,
     Loss,
     Needs,
     Objective,
     Part,
+    Rewarded,
     Rows,
     Signals,
     Sum,
+    answers,
     demonstrations,
     everything,
     knobs_of,

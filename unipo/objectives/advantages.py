@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from unipo import functional as F
-from unipo.episodes import Episodes
-from unipo.objectives.base import Knob, Needs, Part, Signals, number
+from unipo.episodes import Episodes, segment_reduce
+from unipo.objectives.base import Knob, Needs, Part, Rows, Signals, demonstrations, number
 from unipo.objectives.masks import AdvantageMask
 
 __all__ = [
     "Advantage",
     "AffineOutcome",
+    "Anchored",
     "BatchMean",
     "BatchStd",
     "BetaScale",
@@ -39,6 +40,7 @@ __all__ = [
     "Scale",
     "ShapedOutcome",
     "SmoothStd",
+    "SoftenedOutcome",
     "Standardised",
     "StdSoFar",
     "Whitened",
@@ -86,6 +88,19 @@ class AffineOutcome(Part):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return self.scale * self.outcome(episodes, signals) + self.shift
+
+
+@dataclass(frozen=True)
+class SoftenedOutcome(Part):
+    """R counts little beyond a `threshold` and much below it (`functional.softened`)."""
+
+    threshold: float = 0.8
+    slope: float = 0.01
+    steepness: float = 1.0
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.softened(self.outcome(episodes, signals), self.threshold, self.slope, self.steepness)
 
 
 # ---- centres and scales: [E] values -> [E] --------------------------------------------------------------------------
@@ -352,3 +367,24 @@ class Plus(Advantage):
             found = advantage(episodes, signals)
             total = total.to(torch.promote_types(total.dtype, found.dtype)) + found
         return total
+
+
+@dataclass(frozen=True)
+class Anchored(Advantage):
+    """Another advantage among all rows but `rows`, whose own is `factor` times the largest of their group.
+
+    Their rewards do not enter the statistics of the others; in a group without others they have advantage 0.
+    """
+
+    advantage: Advantage
+    rows: Rows = demonstrations
+    factor: float = 1.2
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        shown = episodes.expand(self.rows(episodes))
+        rest = {name: signal[~shown] for name, signal in signals.items()}
+        values = self.advantage(episodes.select(~self.rows(episodes)), rest)
+        group = episodes.index("group")
+        best = segment_reduce(values, group[~shown], episodes.count("group"), "max")
+        found = self.factor * torch.where(best.isfinite(), best, 0.0)[group]
+        return found.masked_scatter(~shown, values)

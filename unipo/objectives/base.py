@@ -200,13 +200,16 @@ def _put(record: Any, path: tuple[str | int, ...], value: Any) -> Any:
 # ---- rows ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, repr=False)
 class Rows(Part):
-    """Which episodes a term claims: bool [E] of the whole batch. This one claims all; `&` narrows."""
+    """Which episodes a term claims: bool [E] of the whole batch. This one claims all; `&` narrows, `|` widens."""
 
     def __call__(self, episodes: Episodes, signals: Signals | None = None) -> Tensor:
         return torch.ones(len(episodes), dtype=torch.bool, device=episodes.device)
 
     def __and__(self, other: Rows) -> Rows:
         return Both(self, other)
+
+    def __or__(self, other: Rows) -> Rows:
+        return Either(self, other)
 
 
 @dataclass(frozen=True, repr=False)
@@ -240,10 +243,40 @@ class Both(Rows):
         return self.left(episodes) & self.right(episodes)
 
 
+@dataclass(frozen=True, repr=False)
+class Either(Rows):
+    """Episodes of one claim or the other."""
+
+    left: Rows
+    right: Rows
+
+    def __repr__(self) -> str:
+        return f"({self.left!r} | {self.right!r})"
+
+    def __call__(self, episodes: Episodes, signals: Signals | None = None) -> Tensor:
+        return self.left(episodes) | self.right(episodes)
+
+
+@dataclass(frozen=True, repr=False)
+class Rewarded(Rows):
+    """Episodes whose reward is known."""
+
+    def __call__(self, episodes: Episodes, signals: Signals | None = None) -> Tensor:
+        return ~episodes["reward"].isnan()
+
+    def __repr__(self) -> str:
+        return "rewarded"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward")
+
+
 everything = Rows()
 rollouts = Category("rollout")
 demonstrations = Category("demo")
 pairs = Category("pair")
+answers = (rollouts | demonstrations) & Rewarded()
+"""Whoever wrote them: rollouts, and demonstrations that were judged as rollouts are."""
 
 
 # ---- objectives ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "Condition",
+    "EvenAndLow",
     "GroupWeight",
     "LongerIsBetter",
     "RankWeight",
@@ -76,6 +77,20 @@ class SolvedAtMost(Condition):
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         right = (self.outcome(episodes, signals) > self.right).double()
         return episodes.reduce(right, to="group", how="mean", level="episode") <= self.most
+
+
+@dataclass(frozen=True)
+class EvenAndLow(Condition):
+    """The group's rewards have a mean below `mean` and a standard deviation below `std`: all failed, more or less."""
+
+    mean: float = 0.2
+    std: float = 0.05
+    outcome: Part = Outcome()
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        values, index, n = self.outcome(episodes, signals), episodes.index("group", "episode"), episodes.count("group")
+        low = segment_reduce(values, index, n, "mean") < self.mean
+        return low & (segment_reduce(F.group_std(values, index, n), index, n, "max") < self.std)
 
 
 @dataclass(frozen=True)

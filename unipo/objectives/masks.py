@@ -10,13 +10,14 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes
-from unipo.objectives.base import Knob, Needs, Part, Signals, number
+from unipo.objectives.base import Knob, Needs, Part, Rows, Signals, number
 from unipo.objectives.weights import RatioTo, TokenRatio
 
 __all__ = [
     "AdvantageMask",
     "ClipMask",
     "DualClipMask",
+    "MaskByRows",
     "MeanRatioMask",
     "Product",
     "ProximalClipMask",
@@ -192,3 +193,16 @@ class Product(AdvantageMask):
 
     def facts(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Mapping[str, Tensor]:
         return {k: v for mask in self.masks for k, v in mask.facts(advantage, episodes, signals).items()}
+
+
+@dataclass(frozen=True)
+class MaskByRows(AdvantageMask):
+    """One mask for the steps of `rows`, another for all others: teachers' rows have no ratio to clip, say."""
+
+    rows: Rows
+    mask: AdvantageMask = AdvantageMask()
+    others: AdvantageMask = AdvantageMask()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        own, theirs = (mask.of(advantage, episodes, signals) for mask in (self.mask, self.others))
+        return torch.where(episodes.expand(self.rows(episodes)), own, theirs)

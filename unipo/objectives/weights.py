@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes
-from unipo.objectives.base import Knob, Needs, Part, Signals, number
+from unipo.objectives.base import Knob, Needs, Part, Rows, Signals, number
 
 __all__ = [
     "Emitted",
@@ -22,11 +22,13 @@ __all__ = [
     "RatioTo",
     "SampledProbability",
     "SequenceRatio",
+    "ShapedProbability",
     "Tapered",
     "TokenRatio",
     "Truncated",
     "Uncertainty",
     "Weight",
+    "WeightByRows",
 ]
 
 
@@ -186,3 +188,33 @@ class Uncertainty(Weight):
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         p = signals["logp"].detach().exp()
         return p * (1 - p)
+
+
+@dataclass(frozen=True)
+class ShapedProbability(Weight):
+    """gamma p / (p + gamma)^2: a likelihood with it has the gradient of -p / (p + gamma) (LUFFY's shaping of teachers' rows).
+
+    The denominator is 1: it asks for no behaviour policy. What is improbable gets a larger share of the gradient of -p.
+    """
+
+    gamma: float = 0.1
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return F.shaped_slope(signals["logp"].detach(), self.gamma)
+
+
+@dataclass(frozen=True)
+class WeightByRows(Weight):
+    """One weight for the steps of `rows`, another for all others: a term may span rows of different policies."""
+
+    rows: Rows
+    weight: Weight
+    others: Weight = One()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        theirs = self.others.of(advantage, episodes, signals).to(advantage.dtype)
+        own = self.weight.of(advantage, episodes, signals).to(advantage.dtype)
+        return torch.where(episodes.expand(self.rows(episodes)), own, theirs)
