@@ -75,8 +75,8 @@ def toy_batch(
             won = [1, 0, *won[2:]]
         rows = Episodes.build(
             [numbers(n, VOCABULARY) for n in lengths], [prompt] * group, [0] * group, kind=["rollout"] * group,
-            task=[("asr", "msr")[(g // 2) % 2]] * group, source=["fresh" if g % 2 == 0 else "replay"] * group, prompt_id=[g] * group, truncated=[False] * group,
-            policy_version=[5 - 3 * (g % 2)] * group,
+            task=[("asr", "msr")[(g // 2) % 2]] * group, policy_version=[5 - 3 * (g % 2)] * group,
+            source=["fresh" if g % 2 == 0 else "replay"] * group, prompt_id=[g] * group, truncated=[False] * group,
         )  # fmt: skip
         rows = rows.with_columns("episode", reward=torch.tensor(won, dtype=torch.float64))
         if demos:
