@@ -30,11 +30,12 @@ class Rows:
 
     def draw(self, step: int, version: int) -> Episodes:
         n = self.episodes.count("group")
-        chosen = [shuffled(self.position + i, n, self.seed, "rows") for i in range(self.groups_per_step)]
-        count = torch.arange(self.position, self.position + self.groups_per_step)
+        chosen = torch.tensor([shuffled(self.position + i, n, self.seed, "rows") for i in range(self.groups_per_step)])
+        count = torch.repeat_interleave(self.episodes.lengths("group", "episode")[chosen])
+        made = self.episodes.select(chosen, "group").grouped(count)  # one that comes twice in a row stays two groups
+        made = made.with_columns("episode", draw=count + self.position)
         self.position += self.groups_per_step
-        made = self.episodes.select(torch.tensor(chosen), "group")
-        return made.with_columns("episode", draw=made.expand(count, to="episode", level="group"))
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
