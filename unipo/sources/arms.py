@@ -19,27 +19,22 @@ Numbers = NDArray[np.float64]
 
 
 # ---- how likely each arm is, from its value ----------------------------------------------------------------------------
-def boltzmann(values: Numbers, sharpness: float) -> Numbers:
-    """softmax(Q / temperature); `sharpness` is the temperature. A constant added to every value changes nothing."""
-    size = np.exp((values - values.max()) / sharpness)
+def boltzmann(values: Numbers, temperature: float) -> Numbers:
+    """softmax(Q / temperature): a constant added to every value changes nothing; uniform at an infinite temperature."""
+    size = np.exp((values - values.max()) / temperature)
     return size / size.sum()
 
 
-def proportional(values: Numbers, sharpness: float) -> Numbers:
+def proportional(values: Numbers) -> Numbers:
     """Q / sum Q, negative values as 0; uniform where all are 0."""
     held = values.clip(min=0.0)
     return held / held.sum() if held.sum() > 0 else np.full(len(values), 1 / len(values))
 
 
-def epsilon_greedy(values: Numbers, sharpness: float) -> Numbers:
-    """The best arms alike, or with probability `sharpness` any arm."""
+def epsilon_greedy(values: Numbers, epsilon: float) -> Numbers:
+    """The best arms alike, or with probability `epsilon` any arm."""
     best = values == values.max()
-    return (1 - sharpness) * best / best.sum() + sharpness / len(values)
-
-
-RULES: Mapping[str, Callable[[Numbers, float], Numbers]] = {
-    "softmax": boltzmann, "proportional": proportional, "greedy": epsilon_greedy,
-}  # fmt: skip
+    return (1 - epsilon) * best / best.sum() + epsilon / len(values)
 
 
 # ---- what an arm is paid -----------------------------------------------------------------------------------------------
@@ -69,7 +64,7 @@ class ArmChoice:
     """How prompts are drawn from arms (SEC, arXiv 2505.14970): Q <- (1 - rate) Q + rate * r of each arm after every step.
 
     `by`: what makes an arm: the levels of an embedded task, or the joint values of these columns of a dataset
-    ("difficulty,type"). `rule`: softmax (at a temperature `sharpness`), proportional, or greedy (with epsilon `sharpness`).
+    ("difficulty,type"). `rule`: softmax (at `temperature`), proportional, or greedy (but for a share `epsilon`).
     `signal`: r is the mean over its rollouts of the mean |advantage| of their tokens ("advantage"), of |R - group mean|
     ("unnormalised"), or the change of the mean reward ("progress"). `unsampled`: an arm that had no rollouts is paid 0
     ("decay"), or keeps its value ("keep").
@@ -78,7 +73,8 @@ class ArmChoice:
     by: str = "category"
     rate: float = 0.5
     rule: str = "softmax"
-    sharpness: float = 1.0
+    temperature: float = 1.0
+    epsilon: float = 0.1
     signal: str = "advantage"
     unsampled: str = "decay"
 
@@ -87,8 +83,21 @@ class ArmChoice:
         for name, known in options.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        if not 0.0 <= self.rate <= 1.0 or not self.sharpness > 0.0:
-            raise ValueError(f"rate is {self.rate}, sharpness {self.sharpness}: expected 0 to 1, and above 0")
+        if not 0.0 <= self.rate <= 1.0 or not self.temperature > 0.0 or not 0.0 <= self.epsilon <= 1.0:
+            raise ValueError(
+                f"rate is {self.rate}, temperature {self.temperature}, epsilon {self.epsilon}: expected 0 to 1, above 0, 0 to 1"
+            )
+
+    def probabilities(self, values: Numbers) -> Numbers:
+        """How likely each arm is to be drawn from, by its value [arms]."""
+        return RULES[self.rule](values, self)
+
+
+RULES: Mapping[str, Callable[[Numbers, ArmChoice], Numbers]] = {
+    "softmax": lambda values, choice: boltzmann(values, choice.temperature),
+    "proportional": lambda values, choice: proportional(values),
+    "greedy": lambda values, choice: epsilon_greedy(values, choice.epsilon),
+}
 
 
 class Arms:
@@ -110,7 +119,7 @@ class Arms:
     @property
     def probabilities(self) -> Numbers:
         """[arms] of the next draw."""
-        return RULES[self.choice.rule](self.values, self.choice.sharpness)
+        return self.choice.probabilities(self.values)
 
     def take(self, n: int, position: int) -> list[Prompt]:
         """`n` prompts, the arm of each drawn on its own (keyed by `position`, how many came before), the prompts of an arm in

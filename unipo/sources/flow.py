@@ -46,6 +46,7 @@ class FlowNet(nn.Module):
         self.condition = nn.Linear(size + 2 * FREQUENCIES, size, dtype=dtype)
         self.layer = nn.Parameter(torch.zeros(layers, size, dtype=dtype))
         self.blocks = nn.ModuleList(Block(size, dtype) for _ in range(depth))
+        self.last = zeroed(nn.Linear(size, 2 * size, dtype=dtype))
         self.outward = zeroed(nn.Linear(size, size, dtype=dtype))
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
@@ -55,7 +56,8 @@ class FlowNet(nn.Module):
         x = self.inward(x)
         for block in self.blocks:
             x = block(x, condition)
-        return self.outward(x)
+        scale, shift = self.last(condition).chunk(2, -1)
+        return self.outward((1 + scale) * x + shift)
 
 
 def zeroed(linear: nn.Linear) -> nn.Linear:
