@@ -168,7 +168,7 @@ def test_no_row_is_computed_for_nothing_and_places_are_filled_again(
     monkeypatch.setattr(FusedDecoding, "step", counted_step)
     monkeypatch.setattr(FusedDecoding, "_prefilled", counted_prefill)
     made = Sampler(model_of("qwen3"), tokenizer, SamplerSettings(max_tokens=40, batch=16))
-    made._decoding(1, 2)
+    made._decoding(1, 2, 40)
     rows.clear()
     prompted.clear()
     done = made.sample([[20 + i // 8, 21] for i in range(128)], torch.arange(128)[:, None])
