@@ -80,6 +80,7 @@ def test_the_gradient_of_the_value_is_a_finite_difference() -> None:
 
 
 # ---- Q -------------------------------------------------------------------------------------------------------------
+torch.manual_seed(0)
 CONTINUOUS: list[Any] = [QEnsemble(3, 2, 3), GaussianQ(3, 2, 3, (8, 8)), QuantileQ(3, 2, 5, 3)]
 
 
