@@ -18,7 +18,7 @@ CONTEXTS = {"previous": -1, "next": 1}
 """Where the condition of a token is: the hidden state of the token before it, or of the one after."""
 ROWS = 4096
 """Tokens that go through the flow at once."""
-FREQUENCIES = 16
+FREQUENCIES = 8
 
 
 class Block(nn.Module):
