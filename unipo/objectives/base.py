@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from operator import is_
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -154,10 +154,16 @@ def _turn(value: Any, settings: Mapping[str, float]) -> Any:
         items = tuple(_turn(item, settings) for item in value)
         return value if all(map(is_, items, value)) else items
     if is_dataclass(value) and not isinstance(value, type):
-        now = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        now = {name: getattr(value, name) for name in _settable(type(value))}
         turned = {name: new for name, old in now.items() if (new := _turn(old, settings)) is not old}
         return replace(value, **turned) if turned else value
     return value
+
+
+@cache
+def _settable(record: type) -> tuple[str, ...]:
+    """Names of the fields of a record's class."""
+    return tuple(f.name for f in fields(record) if f.init)
 
 
 def _but(record: T, changes: Mapping[str, Any]) -> T:
