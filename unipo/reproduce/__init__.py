@@ -13,6 +13,7 @@ from unipo.reproduce import (
     control_applications,
     estimation_theory,
     gradients,
+    group_variants,
     mixed,
     offline,
     on_policy_control,
@@ -25,7 +26,7 @@ from unipo.reproduce import (
 from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
-PAGES = (bandits, gradients, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
+PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
          on_policy_control, actor_critic, control_applications, supervised)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
