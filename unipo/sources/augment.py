@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.sources.encode import encode_completion, encode_prompt
@@ -21,6 +22,13 @@ class Completes(Protocol):
     def complete(self, prompts: Sequence[Prompt], contexts: Sequence[Sequence[int]], step: int, version: int, *,
                  use: str = "", written: Sequence[Sequence[int]] | None = None,
                  **columns: object) -> Episodes: ...  # fmt: skip
+
+    def scored(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Any: ...
+
+    def log_probabilities(self, contexts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> list[Tensor]: ...
+
+    @property
+    def sampler(self) -> Any: ...
 
     @property
     def tokenizer(self) -> object: ...
@@ -57,6 +65,10 @@ class Augment:
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         return groups
 
+    def lacks(self, prompt: Prompt) -> str:
+        """What a prompt must have for this stage and has not; "" where nothing."""
+        return ""
+
 
 def joined(groups: Episodes, extra: Episodes, group: Sequence[int]) -> Episodes:
     """Each episode of `extra` joins the group of `groups` that `group` [E'] numbers, behind its rows."""
@@ -83,6 +95,11 @@ class Demonstrated(Augment):
 
     filtered: ClassVar[bool] = True
     provides: ClassVar[str] = "demo"
+
+    def lacks(self, prompt: Prompt) -> str:
+        return (
+            "" if prompt.demonstration is not None else "a column 'demonstration' (or 'completion') with a right answer"
+        )
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         shown = [demonstration_of(drawn.source.tokenizer, prompt) for prompt in drawn.prompt_of(groups)]

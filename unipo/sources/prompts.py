@@ -30,7 +30,11 @@ class Prompts(Protocol):
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """Prompts of an embedded task: `split` is "train" (endless) or "held_out" (disjoint from it)."""
+    """Prompts of an embedded task: `split` is "train" (endless) or "held_out" (disjoint from it).
+
+    Beside what its reward needs, the columns `hint` (a first step), `solution` (the worked answer) and `teachers` (right
+    answers in several styles).
+    """
 
     task: Task
     split: str = "train"
@@ -38,7 +42,13 @@ class TaskPrompts:
 
     def __getitem__(self, index: int) -> Prompt:
         problem = self.task.problem(index, self.split)
-        columns = {**problem.columns, "answer": problem.answer, "level": problem.level}
+        worked = self.task.demonstration(problem, "worked")
+        shown = {
+            "hint": self.task.hint(problem),
+            "solution": worked,
+            "teachers": [worked, self.task.demonstration(problem)],
+        }
+        columns = {**shown, **problem.columns, "answer": problem.answer, "level": problem.level}
         answer = self.task.demonstration(problem, self.style)
         return Prompt(id=problem.id, text=problem.prompt, columns=columns, demonstration=answer)
 

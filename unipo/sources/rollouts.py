@@ -22,6 +22,8 @@ from unipo.sources.sampler import Completion, SamplerSettings
 from unipo.sources.spec import RolloutSpec
 
 Reward = Callable[[Sequence[Any], Sequence[str], Mapping[str, Sequence[Any]]], "Scored"]
+BUDGET = 16384
+"""Tokens scored at once."""
 
 
 class Samples(Protocol):
@@ -47,7 +49,8 @@ class Scored:
 class Rollouts:
     """Samples `prompts_per_step` groups a step, keyed by (seed, step, prompt, sample).
 
-    `kept`: rows that stages of `spec.augment` remember over steps, by name.
+    `kept`: rows that stages of `spec.augment` remember over steps, by name. `policy`: whose samples these are, for stages that
+    ask for log-probs.
     """
 
     prompts: Prompts | Curriculum | Arms
@@ -62,6 +65,7 @@ class Rollouts:
     dropped: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, float] = field(default_factory=dict)
     kept: dict[str, Episodes] = field(default_factory=dict)
+    policy: Any = None
 
     def draw(self, step: int, version: int) -> Episodes:
         """One batch of groups that the recipe's filter keeps; `dropped` counts the others by reason.
@@ -178,6 +182,17 @@ class Rollouts:
         names = dict.fromkeys(name for p in prompts for name in p.columns)
         columns = {name: [p.columns.get(name) for p in prompts] for name in names}
         return self.reward([p.text for p in prompts], texts, columns)
+
+    @torch.no_grad()
+    def log_probabilities(
+        self, contexts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """log pi of each of `tokens` [n] behind `contexts` [n], token by token, whoever wrote them."""
+        rows, made = Episodes.build(tokens, contexts), list[torch.Tensor]()
+        for part in rows.split(BUDGET, self.policy.total_lengths(rows)):
+            chosen = rows.select(part)
+            made += self.policy.signals(chosen, ["logp"])["logp"].split(chosen.lengths().tolist())
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         own = {"position": self.position, "tokens_sampled": self.tokens_sampled, "dropped": dict(self.dropped)}

@@ -104,7 +104,8 @@ def tabular_rollouts(task: TabularTask, policy: TabularPolicy, spec: RolloutSpec
                      prompts: Prompts | None = None, prompts_per_step: int = 0) -> Rollouts:  # fmt: skip
     """What a run draws its rollouts with, over an enumerable task: by default every prompt once a step."""
     return Rollouts(prompts if prompts is not None else TabularPrompts(task), TabularSampler(task, policy),
-                    NumberTokenizer(), tabular_reward(task), spec, prompts_per_step or task.prompts, seed)  # fmt: skip
+                    NumberTokenizer(), tabular_reward(task), spec, prompts_per_step or task.prompts, seed,
+                    policy=policy)  # fmt: skip
 
 
 def tabular_reward(task: TabularTask) -> Any:

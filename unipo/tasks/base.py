@@ -8,6 +8,7 @@ problem's canonical form (37+58 and 58+37 share one) decides which split it belo
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -70,6 +71,8 @@ class Task(Protocol):
     def problem(self, index: int, split: str = "train", levels: Sequence[int] | None = None) -> Problem: ...
 
     def demonstration(self, problem: Problem, style: str = "direct") -> str: ...
+
+    def hint(self, problem: Problem) -> str: ...
 
     def pair(self, problem: Problem, index: int = 0) -> tuple[str, str]: ...
 
@@ -155,6 +158,10 @@ class GeneratedTask:
         if style not in STYLES:
             raise TaskError(unknown("style of demonstration", style, STYLES))
         return self._written(problem, problem.answer, style)
+
+    def hint(self, problem: Problem) -> str:
+        """The first step of the written work."""
+        return re.split("[ ,]", self.steps(problem), maxsplit=1)[0]
 
     def wrong(self, problem: Problem, index: int = 0, style: str = "direct") -> str:
         """A plausible completion with reward 0, the same for the same (problem, index)."""
