@@ -27,6 +27,7 @@ from unipo.episodes import Episodes
 from unipo.learner.annotate import emitted
 from unipo.learner.coefficients import Coefficients, agree, coefficients, separable
 from unipo.learner.compiled import CompiledUpdates
+from unipo.learner.noise import parted
 from unipo.learner.player import Player
 from unipo.learner.update import Update
 from unipo.objectives import Objective, with_settings
@@ -80,7 +81,8 @@ class Learner:
 
     `prepare`: computes the columns of a batch that depend on the networks as they are, at the beginning of every update; None
     where batches come with them. `targets`: slow copies that move at the end of every update. `rate_scale`: multiplies the
-    learning rate, whatever the schedule says.
+    learning rate, whatever the schedule says. `gradient_parts`: the gradient is computed in so many parts of the groups, to
+    measure how noisy it is (0: it is not).
     """
 
     players: Mapping[str, Player]
@@ -90,6 +92,7 @@ class Learner:
     targets: tuple[Target, ...] = ()
     updates: int = 0
     rate_scale: float = 1.0
+    gradient_parts: int = 0
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -120,6 +123,8 @@ class Learner:
     def gradient(self, episodes: Episodes, objective: Objective) -> Update:
         """Add dL/dtheta to `.grad` of the parameters; returns what it was made of."""
         episodes, names = self._prepared(episodes), self._names(objective)
+        if self.gradient_parts:
+            return self._in_parts(episodes, objective, names)
         split = episodes.split(self.settings.token_budget, self._cost(episodes))
         if len(split) <= 1:
             return self._one_graph(episodes, objective, names)
@@ -130,10 +135,24 @@ class Learner:
         scalar = all(getattr(player, "scalar_signals", False) for player, _ in self._owned(names))
         if scalar and separable(objective, episodes, self._guess(episodes, names), split):
             return self._part_by_part(episodes, objective, names, split)
-        signals = {k: v for player, own in self._owned(names) for k, v in
-                   emitted(episodes, own, self._cast(player), self.settings.token_budget).items()}  # fmt: skip
+        signals = self._emitted(episodes, names)
         found = coefficients(objective, episodes, signals)
         return self._second_pass(episodes, objective, found, sorted(objective.needs.signals), signals, 2)
+
+    def _in_parts(self, episodes: Episodes, objective: Objective, names: list[str]) -> Update:
+        """The same gradient, summed over parts that are back-propagated one at a time, and its variance."""
+        signals = self._emitted(episodes, names)
+        found, own = coefficients(objective, episodes, signals), sorted(objective.needs.signals)
+
+        def share(groups: Tensor) -> Callable[[], Update]:
+            inside = torch.isin(episodes.index("group"), groups)
+            only = {k: torch.where(inside.reshape(-1, *[1] * (c.ndim - 1)), c, 0.0) for k, c in found.total.items()}
+            return lambda: self._second_pass(episodes, objective, Coefficients(only, found.terms), own, signals, 2)
+
+        groups = torch.arange(episodes.count("group"), device=episodes.device)
+        parts = groups.tensor_split(min(self.gradient_parts, max(len(groups), 1)))
+        noise = parted(self.parameters(), [share(part) for part in parts])
+        return Update(episodes, found, signals, 2 * int(self._cost(episodes).sum()), passes=2, gradient_noise=noise)
 
     def look(self, episodes: Episodes, objective: Objective) -> tuple[Episodes, dict[str, Tensor], Coefficients]:
         """The first half of an update in one graph: the batch with its columns, its signals, and their coefficients."""
@@ -181,6 +200,11 @@ class Learner:
         again = self._second_pass(episodes, objective, missed, sorted(objective.needs.signals), seen, 1)
         return Update(episodes, found, seen, computed + again.tokens_computed, passes=2)
 
+    def _emitted(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
+        """The signals, micro-batch by micro-batch, without a graph."""
+        return {k: v for player, own in self._owned(names) for k, v in
+                emitted(episodes, own, self._cast(player), self.settings.token_budget).items()}  # fmt: skip
+
     def _guess(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
         """Signals before they are known: log-probs as they were sampled, 0 for all else."""
         made = {name: self._zeros(episodes) for name in names}
@@ -220,7 +244,7 @@ class Learner:
         none is given). Raises FloatingPointError, before anything is changed, when the gradient is not finite.
         """
         turned = {k: (settings or {}).get(k, default) for k, default in objective.knobs.items()}
-        compiled = self.compiled if self.rate_scale == 1.0 else None
+        compiled = self.compiled if self.rate_scale == 1.0 and not self.gradient_parts else None
         made = compiled.update(episodes, objective, turned) if compiled is not None else None
         made = made or self.move(episodes, objective, turned)
         self.updates += 1

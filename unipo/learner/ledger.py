@@ -7,6 +7,7 @@ coefficient. For other signals the mass is |c|, summed over an ensemble.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -86,7 +87,7 @@ def _strata(update: Update, version: int) -> Iterator[tuple[str, str, Tensor]]:
 
 def _quality(update: Update, steps: Tensor) -> dict[str, float]:
     found: dict[str, float] = {}
-    weight, clipped = _fact(update, "weight")[steps], _fact(update, "clipped")[steps]
+    weight, clipped = update.fact("weight")[steps], update.fact("clipped")[steps]
     if bool((~weight.isnan()).any()):
         found["ess"] = float(F.effective_sample_size(weight[~weight.isnan()]))
         found["clipped_share"] = float(clipped[~clipped.isnan()].mean())
@@ -99,26 +100,18 @@ def _quality(update: Update, steps: Tensor) -> dict[str, float]:
     return found
 
 
-def _fact(update: Update, name: str) -> Tensor:
-    """A per-step fact over all terms: NaN where no term that states it claims the step; the last such term counts."""
-    found = torch.full((update.episodes.count("step"),), torch.nan, device=update.episodes.device)
-    for term in update.coefficients.terms:
-        if name in term.facts:
-            fact = term.facts[name].to(found)
-            found = torch.where(fact.isnan(), found, fact)
-    return found
-
-
 def summary(update: Update) -> dict[str, float]:
     """Columns of the whole batch: loss, grad_norm, entropy, kl, ess, clipped_share, and means of term facts."""
     everything = torch.ones(update.episodes.count("step"), dtype=torch.bool, device=update.episodes.device)
     found = {"loss": float(update.coefficients.loss), "grad_norm": update.grad_norm,
              "tokens_computed": update.tokens_computed,
              "learning_rate": update.learning_rate, **_quality(update, everything)}  # fmt: skip
+    if math.isfinite(update.gradient_noise):
+        found["gradient_noise"] = update.gradient_noise
     if "entropy" in update.signals:
         found["entropy"] = float(update.signals["entropy"].nanmean())
     for name in ("preferred", "margin", "value_error", "kl_reference"):
-        fact = _fact(update, name)
+        fact = update.fact(name)
         if bool((~fact.isnan()).any()):
             found[name] = float(fact.nanmean())
     return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
@@ -14,7 +16,10 @@ from unipo.learner.coefficients import Coefficients
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did: the coefficients, the signals [N] they belong to (NaN where a step was skipped), norms."""
+    """What one update did: the coefficients, the signals [N] they belong to (NaN where a step was skipped), norms.
+
+    `gradient_noise`: the variance of the gradient, where it was measured.
+    """
 
     episodes: Episodes
     coefficients: Coefficients
@@ -23,11 +28,21 @@ class Update:
     grad_norm: float = 0.0
     learning_rate: float = 0.0
     passes: int = 1
+    gradient_noise: float = math.nan
 
     @property
     def terms(self) -> int:
         """How many terms of the objective were in it."""
         return len(self.coefficients.terms)
+
+    def fact(self, name: str) -> Tensor:
+        """A per-step fact [N] over all terms: NaN where no term that states it claims the step; the last such term counts."""
+        found = torch.full((self.episodes.count("step"),), torch.nan, device=self.episodes.device)
+        for term in self.coefficients.terms:
+            if name in term.facts:
+                fact = term.facts[name].to(found)
+                found = torch.where(fact.isnan(), found, fact)
+        return found
 
     def means(self) -> Mapping[str, float]:
         """The mean of every signal, for controllers that turn a knob at every update."""

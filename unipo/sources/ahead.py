@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
+from unipo.sources.arms import Arms
 from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
 
@@ -80,6 +81,11 @@ class Ahead:
     def between(self, call: Callable[[], Any]) -> None:
         """Have `call`, which touches the rollouts, made between two draws: before those that are asked for later."""
         self._worker.submit(call)
+
+    @property
+    def arms(self) -> Arms | None:
+        """Prompts are not drawn by what was learned: that is not known yet when they are."""
+        return None
 
     # ---- what rollouts say of themselves -----------------------------------------------------------------------------
     @property

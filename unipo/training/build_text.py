@@ -22,7 +22,7 @@ from unipo.sources.ahead import Ahead
 from unipo.sources.arms import ArmChoice, Arms
 from unipo.sources.corpus import corpus_prompts
 from unipo.sources.datasets import load_rows
-from unipo.sources.encode import encode_completion, encode_prompt
+from unipo.sources.encode import encode_completion, encode_prompt, plain_text
 from unipo.sources.mixer import Mixer, Source
 from unipo.sources.prompts import Curriculum, Prompt, Prompts, RowPrompts, TaskPrompts, prompt_identity
 from unipo.sources.replay import Replay
@@ -68,6 +68,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     problems = load_problems(config, recipe.rollouts.arms)
     policy, references = load_players(config, recipe, device)
     check_tasks(config, recipe, problems)
+    check_guidance(config, recipe, problems)
     reward = scorer(problems.reward)
     settings = SamplerSettings(
         temperature=config.temperature,
@@ -83,7 +84,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     if "rollout" in recipe.kinds:
         actor = copy.deepcopy(policy) if config.ahead else policy
         rollouts = Rollouts(problems.train, Sampler(actor.model, actor.tokenizer, settings), policy.tokenizer, reward,
-                            recipe.rollouts, config.prompts, config.seed)  # fmt: skip
+                            recipe.rollouts, config.prompts, config.seed, policy=actor)  # fmt: skip
         rollouts = Ahead(rollouts, actor, policy, config.ahead, config.steps) if config.ahead else rollouts
         sources["fresh"] = rollouts
     replay = _replay(config, recipe, policy, reward)
@@ -99,7 +100,8 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     held_out = Evaluator(problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), reward, config.seed,
                          config.eval_samples)  # fmt: skip
     updates = config.steps * recipe.passes * recipe.minibatches
-    learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"))
+    learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"),
+                      gradient_parts=recipe.gradient_parts)  # fmt: skip
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     companions = tuple(spec.build(policy, config.seed) for spec in recipe.companions)
@@ -184,6 +186,21 @@ def check_tasks(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
             f"{config.method!r} trains on prompts of the tasks {' and '.join(sorted(recipe.tasks))}, and {config.task} has "
             f"{'those of ' + ' and '.join(sorted(there)) if there else 'none that say their task'}: take a file of plain text "
             "(.txt), the embedded task `derivations`, or prompts with a column 'task'"
+        )
+
+
+def check_guidance(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
+    """Stages that add rows to groups must find in every prompt what they make them of: told with the first that lacks it."""
+    shown: list[Prompt] = []
+    for prompts in parts_of(problems.train):
+        shown += prompts.rows if isinstance(prompts, RowPrompts) else [prompts[i] for i in range(8)]
+    lacking = [what for p in shown for stage in recipe.rollouts.augment if (what := stage.lacks(p))]
+    if lacking:
+        first = next(p for p in shown if any(stage.lacks(p) for stage in recipe.rollouts.augment))
+        raise ConfigError(
+            f"{config.method!r} needs of every prompt {lacking[0]}; {len(lacking)} of {len(shown)} have none, the first of them "
+            f"{plain_text(first.text)[:50]!r} (its columns: {', '.join(first.columns) or 'none'}). Add the column, or take a "
+            "method that asks for prompts alone: grpo, or arpo-replay, which learns from its own successes"
         )
 
 
@@ -296,7 +313,11 @@ def _check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) -
     """Every prompt of a dataset must fit: told with its row before training."""
     context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
     limit = min(config.max_prompt_tokens or context, context - problems.max_tokens)
-    rows = [row for p in parts_of(problems.train) for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])]
+    rows = [
+        row
+        for p in parts_of(problems.train)
+        for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])
+    ]
     for number, prompt in enumerate([*rows, *problems.held_out], 1):
         length = len(encode_prompt(policy.tokenizer, prompt.text))
         if not 0 < length <= limit:

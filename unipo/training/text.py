@@ -80,6 +80,8 @@ class TextData:
             self._companions_said |= companion.learn(batch, step - 1)
         if self.rollouts is None:
             return
+        if self.rollouts.arms is not None:
+            self.rollouts.arms.settle()
         fresh = batch.select(batch.category("source", "fresh"))
         if self.replay is not None:
             self.replay.add(_logged(fresh))
@@ -87,7 +89,9 @@ class TextData:
             _logged(fresh).save(self.folder / "episodes" / f"step_{step:06d}.parquet")
 
     def updated(self, update: Update) -> None:
-        return None
+        """Prompts that are drawn by what they teach are told."""
+        if self.rollouts is not None and self.rollouts.arms is not None:
+            self.rollouts.arms.observe(update.episodes, update.fact("advantage"))
 
     def metrics(self) -> dict[str, float]:
         if self.rollouts is None:
