@@ -120,6 +120,16 @@ def sequences(episodes: Episodes, context: str) -> Sequences:
     return Sequences(tokens, bounds, action, _before_acting(action, bounds))
 
 
+def read_through(episodes: Episodes) -> tuple[Episodes, Tensor]:
+    """The episodes with one more step each, so that all their actions are inputs; and at which steps of these [N] a hidden
+    state has just read the actions. The last action is there twice: what it is as the last token does not matter."""
+    lengths = episodes.lengths()
+    last = (lengths.cumsum(0) - 1)[lengths > 0]
+    steps = torch.cat([torch.arange(episodes.count("step"), device=last.device), last]).sort().values
+    longer = episodes.select(steps, "step")
+    return longer, (longer.position() > 0).nonzero().squeeze(1)
+
+
 def _before_acting(action: Tensor, bounds: Tensor) -> Tensor:
     """[E]: tokens before the first action; all of them where there is none."""
     acted = offsets_of(action.long())

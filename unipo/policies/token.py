@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, Quantit
 from unipo.functional.divergences import kl
 from unipo.policies.attention import Unsupported, attending, last_only_where_scored
 from unipo.policies.blocks import same_as_plain, suited, swapped
-from unipo.policies.layout import Layout, Sequences, layout, probe_of, sequences
+from unipo.policies.layout import Layout, Sequences, layout, probe_of, read_through, sequences
 from unipo.policies.memory import keep_freed_memory
 
 PADDING_WASTE = 1.05
@@ -93,6 +93,11 @@ class TokenPolicy:
         """Rows of the output head (some models have more than their tokenizer has tokens)."""
         return int(causal_model(self.model).get_output_embeddings().weight.shape[0])
 
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state, d."""
+        return int(causal_model(self.model).get_input_embeddings().weight.shape[1])
+
     def attach(self, name: str, other: TokenPolicy | None) -> None:
         """Emit divergences to `other`, which keeps its own context and temperature; None: this model without its adapter.
 
@@ -147,6 +152,26 @@ class TokenPolicy:
             head = self._verified()
             return self._hidden(episodes, head), head
 
+    def features(self, episodes: Episodes, layers: Sequence[float]) -> Tensor:
+        """[N, K, d]: hidden states at shares of the depth (1: the last layer) when each action has been read; differentiable."""
+        if not episodes.count("step"):
+            return torch.zeros(0, len(layers), self.width, device=episodes.device)
+        longer, read = read_through(episodes)
+        found = sequences(longer, self.context)
+        with self._switched():
+            if not self._takes_one_row(self._verified()):
+                return self._in_buckets(found, longer.lengths(), partial(self._inner, layers=layers))[read]
+            row = layout(found)
+            with attending(decoder_of(self.model).config, row):
+                tokens, positions = row.tokens[None].to(self.device), row.positions[None].to(self.device)
+                inner = self._inner(tokens, layers, position_ids=positions)[0]
+            return inner.index_select(0, row.scored.to(self.device)[read])
+
+    def _inner(self, ids: Tensor, layers: Sequence[float], **inputs: Tensor) -> Tensor:
+        """Hidden states of layers [b, L, K, d]."""
+        out = decoder_of(self.model)(input_ids=ids, use_cache=False, output_hidden_states=True, **inputs).hidden_states
+        return torch.stack([out[max(1, round(share * (len(out) - 1)))] for share in layers], -2)
+
     def _quantity(self, name: str, tokens: Tensor, episodes: Episodes) -> Quantity:
         if name in ("logp", "entropy"):
             return LogProb(tokens) if name == "logp" else Entropy()
@@ -169,7 +194,7 @@ class TokenPolicy:
                 return self._in_one_row(layout(found))
             except Unsupported as error:
                 warnings.warn(f"prompts are not shared in this batch: {error}", stacklevel=2)
-        return self._in_buckets(found, episodes.lengths(), head)
+        return self._in_buckets(found, episodes.lengths(), partial(self._last_hidden, head=head))
 
     def _in_one_row(self, row: Layout) -> Tensor:
         native = suited(decoder_of(self.model)) and self._computes_natively()
@@ -183,7 +208,8 @@ class TokenPolicy:
             hidden = decoder(**inputs, position_ids=positions, use_cache=False).last_hidden_state.squeeze(0)
         return hidden.index_select(0, row.scored.to(self.device))
 
-    def _in_buckets(self, found: Sequences, acted: Tensor, head: Head) -> Tensor:
+    def _in_buckets(self, found: Sequences, acted: Tensor, states_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """[N, ...]: what `states_of` gives of padded tokens [b, L], at the scored places of its [b, L, ...]."""
         flat, bounds, action = found.tokens, found.bounds, found.action
         lengths, steps = bounds.diff() - 1, []
         first, states = offsets_of(acted)[:-1], []
@@ -195,7 +221,7 @@ class TokenPolicy:
             inside = column < lengths[rows, None]
             ids = torch.where(inside, flat[at.clamp(max=len(flat) - 1)], self._pad)
             scored = inside & action[(at + 1).clamp(max=len(flat) - 1)]
-            states.append(self._last_hidden(ids.to(self.device), head)[scored.to(self.device)])
+            states.append(states_of(ids.to(self.device))[scored.to(self.device)])
             steps.append(ranges(first[rows], acted[rows]))
         back = torch.argsort(torch.cat(steps)).to(self.device)
         return torch.cat(states)[back]
@@ -253,7 +279,7 @@ class TokenPolicy:
         try:
             row = layout(probe)
             mine = self._through(row, False, input_ids=row.tokens[None].to(self.device))
-            theirs = self._in_buckets(probe, acted, head)
+            theirs = self._in_buckets(probe, acted, partial(self._last_hidden, head=head))
         except Exception:  # whatever an architecture does not take: its buckets are used
             return False
         tolerance = min(64 * torch.finfo(theirs.dtype).eps, 0.05)
