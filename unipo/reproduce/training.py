@@ -11,7 +11,7 @@ import torch
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.functional.quantities import parametric
-from unipo.learner import Learner, LearnerSettings, annotate
+from unipo.learner import Learner, LearnerSettings, Update, annotate, summary
 from unipo.objectives import number, with_settings
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
@@ -28,6 +28,8 @@ Draw = Callable[[int], Episodes]
 """step -> the batch of that step."""
 Watch = Callable[[int], None]
 """Called after each step, 1-based."""
+Told = Callable[[Update], None]
+"""Called after each update."""
 
 WHOLE = 1 << 30
 
@@ -53,21 +55,23 @@ class FreshAndReplayed:
         return new if old is None or not len(old) else Episodes.cat([new, old])
 
 
-def learner_of(policy: TabularPolicy, rate: float) -> Learner:
-    return Learner({"policy": policy}, LearnerSettings(learning_rate=rate, token_budget=WHOLE))
+def learner_of(policy: TabularPolicy, rate: float, parts: int = 0) -> Learner:
+    return Learner({"policy": policy}, LearnerSettings(learning_rate=rate, token_budget=WHOLE), gradient_parts=parts)
 
 
 def train(phases: Phases, policy: TabularPolicy, draw: Draw, *, steps: int, rate: float,
-          reference: TabularPolicy | None = None, watch: Watch = lambda step: None) -> None:  # fmt: skip
+          reference: TabularPolicy | None = None, watch: Watch = lambda step: None,
+          told: Told = lambda update: None) -> None:  # fmt: skip
     """`steps` steps in all, each an update per epoch of the recipe; each phase starts with a fresh optimiser.
 
     `reference` fills `reference_*` columns; the recipe's snapshots start as copies of the policy (of `reference`, if it is
-    one of them). Companions are built by `build`, as in a run. The batch is what `draw` gives, or a `Rollouts`' draw.
+    one of them). Companions are built by `build`, as in a run. The batch is what `draw` gives, or a `Rollouts`' draw; `told`
+    is called after each update.
     """
     share = -(-steps // len(phases))
     for phase, recipe in enumerate(phases):
         first, last = phase * share, min(steps, (phase + 1) * share)
-        trained = _Phase(recipe, policy, rate, last - first, reference)
+        trained = _Phase(recipe, policy, rate, last - first, reference, told)
         for step in range(first, last):
             trained.step(step - first, draw, step)
             watch(step + 1)
@@ -77,10 +81,10 @@ class _Phase:
     """One recipe on the policy, as the loop of a run would train it."""
 
     def __init__(self, recipe: Recipe, policy: TabularPolicy, rate: float, steps: int,
-                 reference: TabularPolicy | None) -> None:  # fmt: skip
+                 reference: TabularPolicy | None, told: Told) -> None:  # fmt: skip
         self.recipe = recipe.but(controllers=tuple(c.lasting(steps) for c in recipe.controllers))
         policy.parametric = policy.parametric | parametric(recipe.needs.signals)
-        self.policy, self.learner = policy, learner_of(policy, rate)
+        self.policy, self.learner, self.told = policy, learner_of(policy, rate, recipe.gradient_parts), told
         self.states = {c.knob: c.start() for c in self.recipe.controllers}
         self.players: dict[str, TabularPolicy] = {"old": policy, **({"reference": reference} if reference else {})}
         for name, snapshot in recipe.snapshots.items():
@@ -94,7 +98,7 @@ class _Phase:
         if isinstance(draw, FreshAndReplayed):
             draw.turn(with_settings(recipe.rollouts, settings))
         self._renew(step, lag=0)
-        batch = kept(recipe, draw(drawn))
+        batch, said = kept(recipe, draw(drawn)), dict[str, float]()
         if len(batch):
             for companion in self.companions:
                 batch = companion.annotate(batch, step)
@@ -102,11 +106,13 @@ class _Phase:
             self._renew(step, lag=1)
             self.learner.rate_scale = number(scale)
             for _ in range(round(number(epochs))):
-                self.learner.update(batch, recipe.objective, settings)
+                update = self.learner.update(batch, recipe.objective, settings)
+                self.told(update)
+                said = summary(update) if recipe.controllers else {}
             for companion in self.companions:
                 companion.learn(batch, step)
         for c in recipe.controllers:
-            self.states[c.knob] = c.observe(self.states[c.knob], _metrics(batch))
+            self.states[c.knob] = c.observe(self.states[c.knob], said | _metrics(batch))
 
     def _renew(self, step: int, lag: int) -> None:
         for name, snapshot in self.recipe.snapshots.items():
