@@ -110,7 +110,7 @@ def summary(update: Update) -> dict[str, float]:
         found["gradient_noise"] = update.gradient_noise
     if "entropy" in update.signals:
         found["entropy"] = float(update.signals["entropy"].nanmean())
-    for name in ("preferred", "margin", "value_error", "kl_reference"):
+    for name in ("preferred", "margin", "value_error", "kl_reference", "clip_low", "clip_high", "positive_share"):
         fact = update.fact(name)
         if bool((~fact.isnan()).any()):
             found[name] = float(fact.nanmean())
