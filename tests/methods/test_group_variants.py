@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.toys import ToyPolicy, gradient, rollouts_of, toy_batch
 from unipo import functional as F
 from unipo.episodes import Episodes
-from unipo.learner import Learner, LearnerSettings
+from unipo.learner import Learner, LearnerSettings, summary
 from unipo.learner.coefficients import coefficients
 from unipo.methods.catalog import find
 from unipo.methods.group_variants import FILTERS, filter_r2
@@ -198,6 +198,9 @@ def test_the_bounds_are_facts() -> None:
     assert facts["clip_low"].tolist() == [low] * len(logp)
     assert facts["clip_high"].tolist() == [high] * len(logp)
     assert facts["positive_share"].tolist() == pytest.approx([float(up / (up + down))] * len(logp))
+    told = summary(Learner({"policy": ToyPolicy()}).update(toy_batch(), objective))
+    assert 0.6 <= told["clip_low"] <= 0.8 + 1e-6
+    assert 0.0 < told["positive_share"] < 1.0
 
 
 # ---- D3S -------------------------------------------------------------------------------------------------------------

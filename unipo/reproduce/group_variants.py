@@ -309,7 +309,8 @@ CLAIMS = (
         note=f"{NETWORK} Right answers walk by one of two steps per prompt, so that entropy need not be lost, and are shorter "
         f"than wrong ones. Groups of {GROUP} from weights renewed every {SYNC} updates, 60 updates; success is the "
         "mean of the last fifth, entropy that when success first was a half, and at the end. All arms have the token mean; clip "
-        "higher is .8 to 1.28. With answers of one length both signs weigh the same and the search hardly moves its bounds: no difference was seen.",
+        "higher is .8 to 1.28. With answers of one length both signs weigh the same and the search hardly moves: no "
+        "difference was seen.",
     ),
     Claim(
         slug="d3s",
