@@ -234,7 +234,7 @@ def difficulty_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapp
 
 
 # ---- PF-PPO ----------------------------------------------------------------------------------------------------------
-ANSWERS, NOISE = 5, 0.25
+ANSWERS, NOISE = 5, 0.15
 
 
 @lru_cache(64)
@@ -397,6 +397,7 @@ CLAIMS = (
             Expectation(arm="best-random", metric="actual score", than="all answers", least=0.0),
             Expectation(arm="best-worst", metric="actual score", than="all answers", least=0.0),
             Expectation(arm="best of N", metric="actual score", than="all answers", most=0.0),
+            Expectation(arm="best-random", metric="R^2", than="all answers", least=0.0),
             Expectation(arm="best-worst", metric="R^2", than="all answers", least=0.0),
             Expectation(arm="best of N", metric="R^2", than="all answers", most=0.0),
         ),
