@@ -28,13 +28,16 @@ class Snapshot:
     """A copy of the policy that columns are asked of, such as `reference_logp`: of the start of the run, unless renewed.
 
     It is renewed at the steps `at` and every `every` steps (0: never), moving by `tau` towards the policy. With `lag` 1 it is
-    so after the step's columns were computed: they then come from the policy of one renewal before.
+    so after the step's columns were computed: they then come from the policy of one renewal before. `beyond`: when it is
+    renewed the policy itself first goes on by this share of its way since the renewal before, and the copy is of where it was
+    without that (extrapolation; other snapshots that are renewed behind it copy the policy where it went).
     """
 
     every: int = 0
     at: tuple[int, ...] = ()
     tau: float = 1.0
     lag: int = 0
+    beyond: float = 0.0
 
     def due(self, step: int) -> bool:
         """Whether it is renewed in `step` (0-based)."""
@@ -43,6 +46,18 @@ class Snapshot:
     @property
     def moves(self) -> bool:
         return bool(self.every or self.at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Data that there is: `kinds` of rows, at least `group` rollouts per prompt, log-probs of who sampled where `logged`."""
+
+    kinds: frozenset[str]
+    group: int = 1
+    logged: bool = True
+
+    def but_unlogged(self) -> Given:
+        return replace(self, logged=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +125,14 @@ class Recipe:
         acting = self.control is not None and self.control.acts_apart
         known = TEXT_COLUMNS | self.provided
         return signals <= TEXT_SIGNALS and columns <= known and self.policy_step is None and not acting
+
+    def suits(self, given: Given) -> bool:
+        """Whether a run on text can train on that data, whatever else it asks for in its settings."""
+        added = {stage.provides for stage in self.rollouts.augment}
+        logged = given.logged or "behavior_logp" not in self.needs.columns
+        return (
+            self.for_text and logged and self.needs.group_size <= given.group and set(self.kinds) <= given.kinds | added
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -99,6 +99,26 @@ class ShapedReturn(Advantage):
         return F.discounted_return(reward, episodes.index("episode"), len(episodes), 1.0)
 
 
+@dataclass(frozen=True)
+class LogRatioToGo(Advantage):
+    """A_n = - coefficient * sum over m >= n of log( pi / to )(y_m): the KL of what is still to come, with the current policy.
+
+    As the advantage of a policy gradient it has the gradient of -coefficient KL(pi || to), like the sum over the whole episode
+    and with less variance. A log-ratio of its own step alone has not.
+    """
+
+    coefficient: float | Knob = 0.01
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"{self.to}_logp", signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        log_ratio = F.log_ratio(signals["logp"].detach(), episodes[f"{self.to}_logp"])
+        cost = -number(self.coefficient) * log_ratio
+        return F.discounted_return(cost, episodes.index("episode"), len(episodes), 1.0)
+
+
 def step_rewards(episodes: Episodes, name: str = "reward") -> Tensor:
     """[N]: the reward column, placed on the last step of each episode when it lives on episodes."""
     if episodes.column(name).level == "step":

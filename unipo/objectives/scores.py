@@ -34,6 +34,7 @@ __all__ = [
     "MeanLogp",
     "Pairwise",
     "ScoreRegression",
+    "ScoreSum",
     "SquaredLink",
     "Zero",
 ]
@@ -68,6 +69,18 @@ class LogRatioScore(Part):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return number(self.beta) * episodes.reduce(signals["logp"] - episodes[f"{self.to}_logp"])
+
+
+@dataclass(frozen=True)
+class ScoreSum(Part):
+    """sum_k weight_k * score_k per episode [E]: log-ratios to several policies, say; weights are given as (weight, score)."""
+
+    weights: tuple[float | Knob, ...]
+    scores: tuple[Part, ...]
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        found = [number(w) * s(episodes, signals) for w, s in zip(self.weights, self.scores, strict=True)]
+        return torch.stack(found).sum(0)
 
 
 @dataclass(frozen=True)
@@ -153,11 +166,13 @@ class SquaredLink(Link):
 class Pairwise(Objective):
     """L = mean over groups of link( mean score of the chosen - mean score of the others ); most often a pair of answers.
 
-    A group without a chosen or without another answer is left out.
+    A group without a chosen or without another answer is left out. `confidence` [E]: the probability p that the chosen are
+    preferred; the loss is then p link(m) + (1 - p) link(-m).
     """
 
     score: Part = LogRatioScore()
     link: Link = Link()
+    confidence: Part | None = None
     rows: Rows = pairs
 
     def own_needs(self) -> Needs:
@@ -169,7 +184,12 @@ class Pairwise(Objective):
         won, lost = (episodes.expand(1 / n.clamp(min=1), to="episode", level="group") for n in counts)
         margin = episodes.reduce(torch.where(chosen, won * score, -lost * score), to="group", level="episode")
         complete = (counts[0] > 0) & (counts[1] > 0)
-        loss = self.link.of(margin[complete]).sum() / max(int(complete.sum()), 1)
+        each = self.link.of(margin[complete])
+        if self.confidence is not None:
+            sure = self.confidence(episodes, signals).to(score.dtype)
+            sure = episodes.reduce(sure, to="group", how="mean", level="episode")[complete]
+            each = sure * each + (1.0 - sure) * self.link.of(-margin[complete])
+        loss = each.sum() / max(int(complete.sum()), 1)
         preferred = (margin.detach() > 0).to(score.dtype)
         return loss, {"preferred": episodes.expand(preferred, level="group"),
                       "margin": episodes.expand(margin.detach(), level="group")}  # fmt: skip

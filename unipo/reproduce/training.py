@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,7 +21,7 @@ from unipo.sources.replay import Replay
 from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
 from unipo.tasks.tabular import TabularTask
-from unipo.training.loop import follow
+from unipo.training.loop import renew
 from unipo.training.text import replayed_groups
 
 Draw = Callable[[int], Episodes]
@@ -44,6 +44,10 @@ class FreshAndReplayed:
     def __post_init__(self) -> None:
         spec, prompts = self.rollouts.spec, self.rollouts.prompts_per_step
         self.replay = Replay(replayed_groups(spec, prompts), self.seed, spec.replay_steps * prompts)
+
+    def meet(self, players: Mapping[str, TabularPolicy]) -> None:
+        """The policies that stages may sample, by name."""
+        self.rollouts.players = {name: replace(self.rollouts.sampler, policy=p) for name, p in players.items()}  # type: ignore[type-var]
 
     def turn(self, spec: RolloutSpec) -> None:
         self.rollouts.spec = spec
@@ -97,6 +101,7 @@ class _Phase:
         epochs, scale = with_settings((recipe.epochs, recipe.learning_rate), settings)
         if isinstance(draw, FreshAndReplayed):
             draw.turn(with_settings(recipe.rollouts, settings))
+            draw.meet(self.players)
         self._renew(step, lag=0)
         batch, said = kept(recipe, draw(drawn)), dict[str, float]()
         if len(batch):
@@ -117,7 +122,7 @@ class _Phase:
     def _renew(self, step: int, lag: int) -> None:
         for name, snapshot in self.recipe.snapshots.items():
             if snapshot.lag == lag and snapshot.due(step):
-                follow(self.players[name], self.policy, snapshot.tau)
+                renew(self.players[name], self.policy, snapshot.tau, snapshot.beyond)
 
 
 def _metrics(batch: Episodes) -> dict[str, float]:

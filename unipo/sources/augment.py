@@ -20,7 +20,7 @@ class Completes(Protocol):
     kept: dict[str, Episodes]
 
     def complete(self, prompts: Sequence[Prompt], contexts: Sequence[Sequence[int]], step: int, version: int, *,
-                 use: str = "", written: Sequence[Sequence[int]] | None = None,
+                 use: str = "", written: Sequence[Sequence[int]] | None = None, by: tuple[str, float] | None = None,
                  **columns: object) -> Episodes: ...  # fmt: skip
 
     def scored(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Any: ...
@@ -64,6 +64,11 @@ class Augment:
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         return groups
+
+    @property
+    def players(self) -> frozenset[str]:
+        """Other policies that it samples, by name: the reference, or snapshots of the recipe."""
+        return frozenset()
 
     def lacks(self, prompt: Prompt) -> str:
         """What a prompt must have for this stage and has not; "" where nothing."""

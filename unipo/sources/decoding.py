@@ -82,6 +82,33 @@ class ModelDecoding:
 
 
 @dataclass(frozen=True)
+class MixedDecoding:
+    """Two models on the same rows: logits (1 - share) l + share l' of log-probabilities, a geometric mixture per token."""
+
+    first: Decoding
+    second: Decoding
+    share: float
+
+    def room(self, prompts: Sequence[tuple[int, ...]], begun: int, live: int) -> int:
+        return min(d.room(prompts, begun, live) for d in (self.first, self.second))
+
+    def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        return self._mixed(self.first.admit(prompts), self.second.admit(prompts))
+
+    def step(self, token: Tensor) -> Tensor:
+        return self._mixed(self.first.step(token), self.second.step(token))
+
+    def keep(self, going: Tensor) -> Tensor:
+        stay, other = self.first.keep(going), self.second.keep(going)
+        if not torch.equal(stay, other):
+            raise RuntimeError("two models of a mixture keep different rows: their decoders differ; sample with fused=False")
+        return stay
+
+    def _mixed(self, own: Tensor, other: Tensor) -> Tensor:
+        return (1.0 - self.share) * own.log_softmax(-1) + self.share * other.to(own.dtype).log_softmax(-1)
+
+
+@dataclass(frozen=True)
 class ModelCall:
     """Next-token logits [B, V] of left-padded sequences; `pads` and `caches` say what is exact for this architecture."""
 

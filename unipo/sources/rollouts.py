@@ -35,6 +35,9 @@ class Samples(Protocol):
         self, prompts: Sequence[Sequence[int]], keys: torch.Tensor, limits: Sequence[int] | None = None
     ) -> list[Completion]: ...
 
+    def mixed(self, other: Any, share: float) -> Samples:
+        """What draws from softmax((1 - share) own logits + share other's), token by token."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -50,7 +53,7 @@ class Rollouts:
     """Samples `prompts_per_step` groups a step, keyed by (seed, step, prompt, sample).
 
     `kept`: rows that stages of `spec.augment` remember over steps, by name. `policy`: whose samples these are, for stages that
-    ask for log-probs.
+    ask for log-probs. `players`: samplers of other policies by name, for stages that meet them.
     """
 
     prompts: Prompts | Curriculum | Arms
@@ -66,6 +69,7 @@ class Rollouts:
     metrics: dict[str, float] = field(default_factory=dict)
     kept: dict[str, Episodes] = field(default_factory=dict)
     policy: Any = None
+    players: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, step: int, version: int) -> Episodes:
         """One batch of groups that the recipe's filter keeps; `dropped` counts the others by reason.
@@ -102,12 +106,14 @@ class Rollouts:
         return self._labelled(made, Drawn(prompts, self, self.seed, step, version))
 
     def complete(self, prompts: Sequence[Prompt], contexts: Sequence[Sequence[int]], step: int, version: int, *,
-                 use: str = "", written: Sequence[Sequence[int]] | None = None, **columns: Any) -> Episodes:  # fmt: skip
+                 use: str = "", written: Sequence[Sequence[int]] | None = None, by: tuple[str, float] | None = None,
+                 **columns: Any) -> Episodes:  # fmt: skip
         """One more completion behind each of `contexts` [n] (tokens), rewarded as an answer to its prompt of `prompts` [n].
 
         Neighbours with one prompt form a group. `use` keeps the draws of different uses apart. `written` [n]: what of the
-        answer the contexts end with; rewards see it too, and the answer stays within the limit of tokens. `columns`: further
-        columns [n] of the episodes. Rows whose reward could not be computed are left out.
+        answer the contexts end with; rewards see it too, and the answer stays within the limit of tokens. `by`: (player, share)
+        writes with this share of one of `players` in the logits, 1 for that player alone. `columns`: further columns [n] of
+        the episodes. Rows whose reward could not be computed are left out.
         """
         written = [()] * len(prompts) if written is None else written
         limit, seen, rows = self.sampler.settings.max_tokens, Counter[int](), []
@@ -116,13 +122,22 @@ class Rollouts:
             seen[prompt.id] += 1
         keys = torch.tensor(rows, dtype=torch.long).reshape(len(prompts), -1)
         limits = [limit - len(w) for w in written]
-        completions = self.sampler.sample(contexts, keys, limits)
+        completions = self._writer(by).sample(contexts, keys, limits)
         self.tokens_sampled += sum(len(c.tokens) for c in completions)
         texts = [[*w, *c.tokens] for w, c in zip(written, completions, strict=True)]
         scored = self.scored(prompts, texts)
         self.dropped["no reward"] += int((~scored.kept).sum())
         made = rollout_episodes(contexts, completions, [p.id for p in prompts], scored, version)
         return made.with_columns("episode", **{**categories_of(prompts), **columns}).select(scored.kept)
+
+    def _writer(self, by: tuple[str, float] | None) -> Samples:
+        if by is None:
+            return self.sampler
+        name, share = by
+        if name not in self.players:
+            raise ValueError(f"answers of {name!r} are asked for, and these rollouts know {sorted(self.players) or 'no other player'}")
+        player: Samples = self.players[name]
+        return player if share == 1.0 else self.sampler.mixed(player, share)
 
     def _measure(self) -> None:
         """Means over everything that was sampled in this step, before any stage, filter or relabelling."""

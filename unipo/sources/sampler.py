@@ -9,6 +9,7 @@ waiting prompts take their place. `fused` decodes the families that it knows; `d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from unipo.policies.token import causal_model, context_limit
-from unipo.sources.decoding import Decoding, ModelCall, ModelDecoding
+from unipo.sources.decoding import Decoding, MixedDecoding, ModelCall, ModelDecoding
 from unipo.sources.drawing import draw, mix, uniform
 from unipo.sources.fused import FusedDecoding, verified_parts
 from unipo.sources.fused_weights import Parts
@@ -85,6 +86,13 @@ class Sampler:
         self._parts: Parts | None = None
         self._call: ModelCall | None = None
         self._known = False
+        self._partner: tuple[Sampler, float] | None = None
+
+    def mixed(self, other: Sampler, share: float) -> Sampler:
+        """Draws from softmax((1 - share) log p + share log p') token by token, `other` having the same tokens; same settings."""
+        made = copy.copy(self)
+        made._partner = (other, share)
+        return made
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +134,15 @@ class Sampler:
             )
 
     def _decoding(self, rows: int, longest: int, tokens: int) -> Decoding:
+        """Of this model, or of this and another side by side."""
+        own = self._own_decoding(rows, longest, tokens)
+        if self._partner is None:
+            return own
+        other, share = self._partner
+        other.model.eval()
+        return MixedDecoding(own, other._own_decoding(rows, longest, tokens), share)
+
+    def _own_decoding(self, rows: int, longest: int, tokens: int) -> Decoding:
         """The fused form where it knows the architecture and was found equal on first use; else the model as it is."""
         if not self._known:
             rounded = torch.bfloat16 if self.settings.weights == "bfloat16" else None

@@ -51,6 +51,11 @@ class RolloutSpec:
         """What its stages add to the columns of rollouts."""
         return frozenset().union(COLUMNS if self.window else (), *(stage.columns for stage in self.augment))
 
+    @property
+    def players(self) -> frozenset[str]:
+        """Other policies that its stages sample, by name."""
+        return frozenset[str]().union(*(stage.players for stage in self.augment))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exploration:

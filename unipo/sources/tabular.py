@@ -7,7 +7,7 @@ batch = rollouts.draw(step=0, version=0)          # what a run on text would dra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,11 @@ class TabularSampler:
                 made[i].append((t, x))
             live = live[token != self.task.end] if self.task.end is not None else live
         return [self._completion(len(p) - 1, steps) for p, steps in zip(prompts, made, strict=True)]
+
+    def mixed(self, other: TabularSampler, share: float) -> TabularSampler:
+        """Draws from the geometric mixture, token by token."""
+        own, theirs = (s.policy.logits.detach().log_softmax(-1) for s in (self, other))
+        return replace(self, policy=TabularPolicy((1.0 - share) * own + share * theirs))
 
     def _completion(self, written: int, steps: list[tuple[int, float]]) -> Completion:
         tokens = tuple(t for t, _ in steps)

@@ -189,7 +189,7 @@ class Run:
         """Move the copies of the policy whose turn it is."""
         for name, snapshot in self.recipe.snapshots.items():
             if snapshot.lag == lag and snapshot.due(self.step) and name in self.annotators:
-                follow(self.annotators[name], self.policy, snapshot.tau)
+                renew(self.annotators[name], self.policy, snapshot.tau, snapshot.beyond)
 
     def draw(self) -> Episodes:
         """The first batch that the data has to give now, annotated: to look at, not to train on."""
@@ -394,6 +394,17 @@ def follow(copy: Any, policy: Any, tau: float = 1.0) -> None:
     """Move the parameters of a copy by `tau` towards the policy's; 1 makes them equal."""
     for mine, theirs in zip(copy.parameters(), policy.parameters(), strict=True):
         mine.lerp_(theirs, tau) if tau < 1.0 else mine.copy_(theirs)
+
+
+@torch.no_grad()
+def renew(copy: Any, policy: Any, tau: float, beyond: float) -> None:
+    """Move a snapshot by `tau` towards the policy; `beyond`: the policy goes on by that share of the way between the two."""
+    if not beyond:
+        return follow(copy, policy, tau)
+    for mine, theirs in zip(copy.parameters(), policy.parameters(), strict=True):
+        here, before = theirs.clone(), mine.clone()
+        theirs.lerp_(before, -beyond)
+        mine.lerp_(here, tau)
 
 
 def _fuller(first: Update | None, update: Update) -> Update:
