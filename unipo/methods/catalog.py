@@ -30,14 +30,16 @@ from unipo.methods import (
     preferences,
     props,
     regressions,
+    self_tuning,
     stale_data,
     supervised,
     tabular_theory,
     text_applications,
+    token_rewards,
 )
 from unipo.methods.method import Method, Study
 from unipo.objectives import Knob
-from unipo.recipe import Recipe
+from unipo.recipe import Given, Recipe
 
 PAGES = (
     policy_gradients,
@@ -55,6 +57,8 @@ PAGES = (
     regressions,
     text_applications,
     supervised,
+    token_rewards,
+    self_tuning,
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
@@ -80,6 +84,12 @@ class CatalogEntry:
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def usable(given: Given) -> list[str]:
+    """Slugs of the methods that can train on such data with their own settings, baselines first."""
+    found = [m for m in METHODS if m.build().suits(given)]
+    return [m.slug for m in sorted(found, key=lambda m: m.row is not None)]
 
 
 def catalog() -> list[CatalogEntry]:

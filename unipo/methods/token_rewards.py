@@ -14,7 +14,7 @@ from unipo.methods.policy_gradients import grpo
 from unipo.objectives import (
     AffineOutcome,
     DiscountedReturn,
-    Given,
+    FromColumn,
     GroupStd,
     KLPenalty,
     Knob,
@@ -66,7 +66,7 @@ def rlfr(*, group: int = 8, flow: float = 0.01, time: float = 0.8, threshold: fl
     )  # fmt: skip
 
 
-CREDIT = {"learned": Given("token_weight"), "one": One()}
+CREDIT = {"learned": FromColumn("token_weight"), "one": One()}
 KEPT: dict[str, tuple[Relabel, ...]] = {"pair": (OneOfEach(),), "all": ()}
 
 

@@ -15,8 +15,8 @@ from unipo.objectives.base import Knob, Needs, Part, Rows, Signals, number
 __all__ = [
     "Emitted",
     "ExponentialAdvantage",
+    "FromColumn",
     "GeometricRatio",
-    "Given",
     "One",
     "Probability",
     "RatioTo",
@@ -49,7 +49,7 @@ class One(Weight):
 
 
 @dataclass(frozen=True)
-class Given(Weight):
+class FromColumn(Weight):
     """The numbers in a column [N]: what a companion thinks of each step, say."""
 
     column: str = "token_weight"

@@ -1,0 +1,215 @@
+"""SEC: levels drawn by what they teach. OBLR-PO: baselines by variance, and a rate that knows how noisy its gradient is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipo import functional as F
+from unipo.episodes import Episodes
+from unipo.learner import Learner, Update, annotate
+from unipo.methods.catalog import build, find
+from unipo.objectives import Center
+from unipo.policies.tabular import TabularPolicy
+from unipo.recipe import Recipe
+from unipo.reproduce.claim import Claim, Expectation, Phases
+from unipo.reproduce.network import NetworkPolicy
+from unipo.reproduce.training import WHOLE, key, learner_of, near_uniform, success, train
+from unipo.sources.arms import ArmChoice, Arms
+from unipo.sources.keyed import keyed_generator
+from unipo.sources.prompts import Curriculum, RowPrompts
+from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.tasks.tabular import TabularTask
+
+# ---- SEC -------------------------------------------------------------------------------------------------------------
+LEVELS, EACH, VOCABULARY = 6, 2, 4
+TRAINED = LEVELS - 1
+PER_STEP = 10
+
+
+def ladder(seed: int) -> TabularTask:
+    """Two prompts of each level; at level n the first n tokens must be those of one sequence, the same for all levels."""
+    word = keyed_generator(seed, "ladder").integers(VOCABULARY, size=LEVELS).tolist()
+
+    def reward(prompt: int, tokens: tuple[int, ...]) -> float:
+        level = 1 + prompt // EACH
+        return float(list(tokens[:level]) == word[:level])
+
+    return TabularTask(LEVELS * EACH, VOCABULARY, LEVELS, reward)
+
+
+def curriculum_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Equal numbers of rollouts of levels 1 to 5; the sixth is never drawn. A recipe without arms goes from easy to hard."""
+    (recipe,), task = phases, ladder(seed)
+    policy, every = NetworkPolicy(task, seed), TabularPrompts(task)
+    levels = {
+        f"level {n}": RowPrompts([every[(n - 1) * EACH + i] for i in range(EACH)], seed) for n in range(1, TRAINED + 1)
+    }
+    stages = [(i * steps // TRAINED, prompts) for i, prompts in enumerate(levels.values())]
+    choice = recipe.rollouts.arms
+    prompts = Curriculum(stages=stages) if choice is None else Arms(levels, choice, seed)
+    rollouts = tabular_rollouts(task, policy, recipe.rollouts, seed, prompts, PER_STEP)
+    drawn: list[float] = []
+
+    def draw(step: int) -> Episodes:
+        batch = rollouts.draw(step, step)
+        drawn.append(float((1 + batch["prompt_id"] // EACH).double().mean()))
+        return batch
+
+    def told(update: Update) -> None:
+        if rollouts.arms is not None:
+            rollouts.arms.observe(update.episodes, update.fact("advantage"))
+            rollouts.arms.settle()
+
+    train(phases, policy, draw, steps=steps, rate=rate, told=told)
+    with torch.no_grad():
+        solved = task.success(policy).reshape(LEVELS, EACH).mean(1)
+    third = max(steps // 3, 1)
+    shift = sum(drawn[-third:]) / third - sum(drawn[:third]) / third
+    return {"hardest level": float(solved[TRAINED - 1]), "unseen level": float(solved[TRAINED]),
+            "trained levels": float(solved[:TRAINED].mean()), "shift of the level drawn": shift}  # fmt: skip
+
+
+# ---- OBLR-PO ---------------------------------------------------------------------------------------------------------
+PROMPTS, CHOICES, GROUP, PASSES = 8, 10, 8, 4
+NOISE = 1.0
+BASE_RATES = (10.0, 30.0, 100.0, 300.0, 1000.0)
+MEASURED = 256
+Baseline = Callable[[TabularTask, TabularPolicy], Tensor]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A recipe, and what is subtracted from rewards beforehand: the exact baseline [P] of the policy as it is."""
+
+    recipe: Recipe
+    baseline: Baseline | None = None
+
+
+def noisy_bandit(seed: int) -> TabularTask:
+    """Expected rewards of ten answers to eight prompts, uniform in [0, 1]; what is drawn has normal noise on it."""
+    reward = keyed_generator(seed, "bandit").uniform(size=(PROMPTS, CHOICES))
+    return TabularTask(PROMPTS, CHOICES, 1, lambda prompt, tokens: float(reward[prompt, tokens[0]]))
+
+
+def mean_reward(task: TabularTask, policy: TabularPolicy) -> Tensor:
+    return task.success(policy).detach()
+
+
+def best_baseline(task: TabularTask, policy: TabularPolicy) -> Tensor:
+    """[P]: sum_a pi n R / sum_a pi n with n = |grad log pi|^2, exact."""
+    logp = task.log_probability(policy).detach()
+    collision = (2 * logp).exp().sum(1, keepdim=True).expand_as(logp)
+    weight = logp.exp() * F.score_square(logp.flatten(), collision.flatten()).reshape(logp.shape)
+    return (weight * task.rewards).sum(1) / weight.sum(1)
+
+
+def passes(task: TabularTask, policy: TabularPolicy, arm: Estimator, n: int, *draw: int | str) -> Episodes:
+    """`n` groups of every prompt, one pass over the prompts after the other, with noise on the rewards."""
+    drawn = task.sample(policy, n * GROUP, key(*draw))
+    turn = torch.arange(len(drawn)) % (n * GROUP) // GROUP
+    batch = drawn.grouped(turn * PROMPTS + drawn["prompt_id"])
+    noise = torch.randn(len(batch), generator=torch.Generator().manual_seed(key("noise", *draw)), dtype=torch.float64)
+    reward = batch["reward"] + NOISE * noise
+    if arm.baseline is not None:
+        reward = reward - arm.baseline(task, policy)[batch["prompt_id"]]
+    return annotate(batch.with_columns("episode", reward=reward), arm.recipe.needs, {"old": policy}, WHOLE)
+
+
+def gradient_of(learner: Learner, batch: Episodes, recipe: Recipe) -> tuple[float, float]:
+    """(squared norm, estimated variance) of the gradient that then lies in `.grad`."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    noise = learner.gradient(batch, recipe.objective).gradient_noise
+    return sum(float(p.grad.square().sum()) for p in learner.parameters() if p.grad is not None), noise
+
+
+def ascend(task: TabularTask, policy: TabularPolicy, arm: Estimator, rate: float, seed: int, steps: int) -> None:
+    """Plain gradient steps, of which the theory speaks, with the recipe's own controller of the learning rate."""
+    learner, states = learner_of(policy, 0.0, PASSES), {c.knob: c.start() for c in arm.recipe.controllers}
+    for step in range(steps):
+        square, noise = gradient_of(learner, passes(task, policy, arm, PASSES, seed, "step", step), arm.recipe)
+        scale = 1.0
+        for c in arm.recipe.controllers:
+            scale = c.setting(states[c.knob], step)
+            states[c.knob] = c.observe(states[c.knob], {"grad_norm": square**0.5, "gradient_noise": noise})
+        with torch.no_grad():
+            for p in learner.parameters():
+                if p.grad is not None:
+                    p -= rate * scale * p.grad
+
+
+def estimator_trial(arm: Estimator, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Variance of the gradient of one pass over its squared norm, at a policy that every arm shares; and success after
+    training at base rates up to far too large."""
+    task = noisy_bandit(seed)
+    shared = near_uniform(task, seed)
+    ascend(task, shared, Estimator(RLOO), 30.0, seed, min(steps, 20))
+    square, noise = gradient_of(
+        learner_of(shared, 0.0, MEASURED), passes(task, shared, arm, MEASURED, seed, "look"), arm.recipe
+    )
+    found = []
+    for base in BASE_RATES:
+        policy = near_uniform(task, seed)
+        ascend(task, policy, arm, base, seed, steps)
+        found.append(success(task, policy))
+    return {"variance": MEASURED * noise / max(square - noise, 1e-12), "mean success": sum(found) / len(found),
+            "success at the largest rate": found[-1], "best success": max(found)}  # fmt: skip
+
+
+RLOO = build("rloo", {"rloo": {"group": GROUP}})
+PLAIN = build("oblr-po", {"oblr-po": {"group": GROUP, "parts": 0}})
+WHOLE_METHOD, FIXED, BEST, MEAN, NONE = "oblr-po", "oblr-po, fixed rate", "best baseline", "mean reward", "no baseline"
+CLAIMS = (
+    Claim(
+        slug="sec-curriculum",
+        statement=find("sec-curriculum").claim,
+        arms={
+            "sec": (build("sec-curriculum", {"sec-curriculum": {"temperature": 0.4}}),),
+            "uniform": (build("grpo", {}).but(arms=ArmChoice(rate=0.0)),),
+            "easy to hard": (build("grpo", {}),),
+        },
+        trial=curriculum_trial,
+        steps=150,
+        tune="trained levels",
+        grid=(0.003, 0.01, 0.03, 0.1),
+        expectations=(
+            Expectation(arm="sec", metric="hardest level", than="uniform", least=0.0),
+            Expectation(arm="sec", metric="unseen level", than="uniform", least=0.0),
+            Expectation(arm="sec", metric="shift of the level drawn", least=0.2),
+        ),
+        note="A network of one hidden layer and prompts of six levels, two each: at level n the first n tokens of an answer "
+        "must be those of a hidden word that all levels share, so that what is learned on one level is a beginning on the "
+        "next. Ten prompts a step, groups of eight, 150 steps; level 6 is never drawn.",
+    ),
+    Claim(
+        slug="oblr-po",
+        statement=find("oblr-po").claim,
+        arms={
+            WHOLE_METHOD: Estimator(build("oblr-po", {"oblr-po": {"group": GROUP, "parts": PASSES}})),
+            FIXED: Estimator(PLAIN),
+            BEST: Estimator(RLOO.but(center=Center()), best_baseline),
+            MEAN: Estimator(RLOO.but(center=Center()), mean_reward),
+            "rloo": Estimator(RLOO),
+            NONE: Estimator(RLOO.but(center=Center())),
+        },
+        trial=estimator_trial,
+        steps=50,
+        tune="mean success",
+        grid=(0.0,),
+        expectations=(
+            Expectation(arm=BEST, metric="variance", than=NONE, most=0.0),
+            Expectation(arm=BEST, metric="variance", than=MEAN, most=0.0),
+            Expectation(arm=BEST, metric="variance", than="rloo", most=0.0),
+            Expectation(arm=FIXED, metric="variance", than="rloo", most=0.0),
+            Expectation(arm=WHOLE_METHOD, metric="mean success", than=FIXED, least=0.0),
+            Expectation(arm=WHOLE_METHOD, metric="success at the largest rate", than=FIXED, least=0.0),
+        ),
+        note="Eight softmax bandits of ten answers with expected rewards in [0, 1] and normal noise of 1 on each draw, groups "
+        "of eight, four passes over the prompts a step, 50 plain gradient steps at each of the base rates 10 to 1000. "
+        "Variance of the gradient of one pass relative to its squared norm, measured at a policy that leave-one-out "
+        "training had brought some of the way; the best baseline and the mean reward are exact, as a known b would be.",
+    ),
+)
