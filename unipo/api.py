@@ -11,11 +11,12 @@ import yaml
 from rich.console import Console
 
 from unipo.commands import command
-from unipo.methods.catalog import build
+from unipo.methods.catalog import build, usable
 from unipo.recipe import Recipe
 from unipo.tasks import is_environment
 from unipo.training import BaseConfig, ConfigError, ControlConfig, Run, RunConfig, build_run
 from unipo.training import read_config as parse_config
+from unipo.training.config import UnusableData
 from unipo.training.presets import control_config, preset_of
 from unipo.training.records import write_atomic
 from unipo.training.revisit import film_run
@@ -30,6 +31,10 @@ def train(method: str | Recipe = "grpo", task: str = "arithmetic", console: Cons
     model, steps, demos, pairs, replay), or of `ControlConfig` for environments (total_timesteps, num_envs, ...).
     """
     return finish(start(*configure(method, task, options or {}, **settings), console))
+
+
+NAMED = 12
+"""Methods that an error names at most."""
 
 
 def configure(method: str | Recipe, task: str, options: Mapping[str, Mapping[str, Any]], preset: bool = True,
@@ -61,7 +66,13 @@ def start(config: BaseConfig, recipe: Recipe, console: Console | None = None) ->
         raise ConfigError(
             f"{folder} already holds a run: go on with `unipo resume {folder}`, choose another --out, or delete it"
         )
-    run = build_run(config, recipe, console)
+    try:
+        run = build_run(config, recipe, console)
+    except UnusableData as error:
+        others = [slug for slug in usable(error.given) if slug != config.method]
+        more = f" and {len(others) - NAMED} more (`unipo methods`)" if len(others) > NAMED else ""
+        named = ", ".join(others[:NAMED]) or "none"
+        raise ConfigError(f"{error}. These methods can use what there is: {named}{more}") from error
     write_atomic(folder / "config.yaml", config.to_yaml())
     write_atomic(folder / "command.txt", command(yaml.safe_load(config.to_yaml())) + "\n")
     return run

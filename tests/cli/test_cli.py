@@ -108,7 +108,7 @@ def test_lora_run_and_user_reward(tmp_path: Path) -> None:
         (["run", "grpo", "arithmetik"], "arithmetic"),
         (["run", "grpo", "arithmetic:99"], "level"),
         (["run", "grpo"], "METHOD and TASK"),
-        (["run", "otr", "arithmetic"], "not built yet"),
+        (["run", "seppo", "arithmetic"], "not built yet"),
         (["run", "grpo", "arithmetic", "--grpo.clyp", "1"], "--grpo.clip"),
         (["run", "sft", "arithmetic"], "--demos"),
         (["run", "grpo", "arithmetic", "--demos", "task"], "sft"),

@@ -11,6 +11,8 @@ from typing import Any, Self
 import tyro
 import yaml
 
+from unipo.recipe import Given
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseConfig:
@@ -385,3 +387,11 @@ def read_config(text: str) -> RunConfig | ControlConfig:
 
 class ConfigError(ValueError):
     """A setting that cannot be right; the message says which and what to do."""
+
+
+class UnusableData(ConfigError):
+    """A method cannot use the data of a run; `given` says what there is, so that others that can may be named."""
+
+    def __init__(self, message: str, given: Given) -> None:
+        super().__init__(message)
+        self.given = given

@@ -16,9 +16,9 @@ from unipo.critics.greedy import load_greedy_policy
 from unipo.policies import RecurrentPolicy, load_control_policy, load_policy, load_recurrent_policy
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.statistics import bootstrap_interval
-from unipo.training.build_text import load_problems, scorer
 from unipo.training.config import ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.evaluate import Evaluation, evaluate
+from unipo.training.problems import load_problems, scorer
 
 if TYPE_CHECKING:
     import gymnasium as gym

@@ -1,0 +1,151 @@
+"""Rows that a run does not sample: rollouts of before, demonstrations and preference pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unipo.episodes import Episodes
+from unipo.policies import TokenPolicy
+from unipo.recipe import Given, Recipe
+from unipo.sources.datasets import load_rows
+from unipo.sources.encode import encode_completion, encode_prompt
+from unipo.sources.mixer import Source
+from unipo.sources.prompts import prompt_identity
+from unipo.sources.replay import Replay
+from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
+from unipo.tasks import STYLES, Task
+from unipo.training.config import ConfigError, RunConfig, UnusableData
+from unipo.training.problems import Problems
+from unipo.training.text import replayed_groups
+
+
+def replay_of(config: RunConfig, recipe: Recipe, policy: TokenPolicy) -> Replay | None:
+    """Groups of older steps, as the configuration or the recipe asks for them; filled from `--replay-from`."""
+    spec = recipe.rollouts
+    if not config.replay and spec.replay:
+        return Replay(replayed_groups(spec, config.prompts), config.seed, spec.replay_steps * config.prompts)
+    if not config.replay:
+        if config.replay_from:
+            raise ConfigError(
+                "--replay-from is given, but --replay is 0: say how many groups a batch takes, --replay 16"
+            )
+        return None
+    replay = Replay(config.replay, config.seed, config.replay_capacity, config.max_staleness)
+    for part in logged_rollouts(config.replay_from, policy) if config.replay_from else []:
+        _check_logged(config, recipe, part)
+        replay.add(part)
+    return replay
+
+
+def _check_logged(config: RunConfig, recipe: Recipe, rows: Episodes) -> None:
+    """Logged rollouts must have the log-probs that ratios divide by, and enough answers to a prompt to compare."""
+    given = Given(kinds=frozenset({"rollout"}), group=int(rows.lengths("group", "episode").min()), logged=True)
+    unknown = int(rows.reduce(rows["behavior_logp"].isnan(), how="any").sum())
+    if unknown and "behavior_logp" in recipe.needs.columns:
+        raise UnusableData(
+            f"{config.method!r} divides by the probability with which an answer was sampled, and {unknown} of {len(rows)} "
+            f"rollouts of {config.replay_from} have no log-probs of their tokens (column logprobs): log them, or take a "
+            "method without ratio",
+            given.but_unlogged(),
+        )
+    size = recipe.needs.group_size
+    small = int((rows.lengths("group", "episode") < size).sum())
+    if small:
+        raise UnusableData(
+            f"{config.method!r} compares at least {size} answers to a prompt, and {small} of {rows.count('group')} prompts in "
+            f"{config.replay_from} have fewer (answers to one prompt are neighbouring rows)",
+            given,
+        )
+
+
+def logged_rollouts(path: str, policy: TokenPolicy) -> list[Episodes]:
+    """Rollouts of an earlier run (its folder), or of a dataset; versions of another run count as unknown (-1)."""
+    folder = Path(path)
+    files = sorted((folder / "episodes").glob("step_*.parquet"))
+    if files:
+        parts = [Episodes.load(f) for f in files]
+        return [e.with_columns("episode", policy_version=torch.full((len(e),), -1)) for e in parts]
+    rows = list(load_rows(path).rollouts())
+    tokenizer = policy.tokenizer
+    tokens, logps = [], []
+    for row in rows:
+        ids = (
+            list(map(int, row.token_ids)) if row.token_ids is not None else encode_completion(tokenizer, row.completion)
+        )
+        known = row.logprobs is not None and len(row.logprobs) == len(ids)
+        tokens.append(ids)
+        logps.append(
+            [float(x) for x in row.logprobs] if known and row.logprobs is not None else [float("nan")] * len(ids)
+        )
+    made = Episodes.build(
+        tokens, [encode_prompt(tokenizer, r.prompt) for r in rows], _runs([prompt_identity(r.prompt) for r in rows]),
+        behavior_logp=logps, kind=["rollout"] * len(rows), prompt_id=[prompt_identity(r.prompt) for r in rows],
+        policy_version=[-1] * len(rows), truncated=[False] * len(rows), reward=[float(r.reward) for r in rows],
+    )  # fmt: skip
+    return [made]
+
+
+def _runs(identities: list[int]) -> list[int]:
+    """Group numbers: equal neighbours share one."""
+    numbers: list[int] = []
+    last = None
+    for identity in identities:
+        numbers.append((numbers[-1] + (identity != last)) if numbers else 0)
+        last = identity
+    return numbers
+
+
+def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> dict[str, Source]:
+    """Demonstrations and pairs, as sources by name."""
+    tokenizer, found = policy.tokenizer, {}
+    if config.demos:
+        shown = _demonstrations(config, problems)
+        made = demonstration_episodes(tokenizer, [p for p, _ in shown], [c for _, c in shown])
+        found["demos"] = Rows(made, config.demos_per_step, config.seed)
+    if config.pairs:
+        triples = _pairs(config, problems)
+        columns: Any = [list(c) for c in zip(*triples, strict=True)]
+        found["pairs"] = Rows(pair_episodes(tokenizer, *columns), config.pairs_per_step, config.seed)
+    return dict(found)
+
+
+def _demonstrations(config: RunConfig, problems: Problems) -> list[tuple[Any, str]]:
+    if config.demos.partition(":")[0] != "task":
+        return [(r.prompt, r.completion) for r in load_rows(config.demos).demonstrations()]
+    task, style = _task_of(problems, "--demos"), config.demos.partition(":")[2] or "direct"
+    rows = [task.problem(i + _AWAY) for i in range(config.dataset_rows)]
+    return [(p.prompt, task.demonstration(p, style)) for p in rows]
+
+
+def _pairs(config: RunConfig, problems: Problems) -> list[tuple[Any, Sequence[str], Sequence[str]]]:
+    """(prompt, chosen answers, rejected answers); of a task a pair, or with "task:groups" the answer in every style
+    and two mistakes."""
+    name, _, form = config.pairs.partition(":")
+    if name != "task":
+        return [(r.prompt, r.all_chosen, r.all_rejected) for r in load_rows(config.pairs).pairs()]
+    if form not in ("", "groups"):
+        raise ConfigError(
+            f"--pairs {config.pairs}: expected a dataset, task (pairs) or task:groups (groups of answers)"
+        )
+    task = _task_of(problems, "--pairs")
+    rows = [task.problem(i + 2 * _AWAY) for i in range(config.dataset_rows)]
+    made: list[tuple[Any, Sequence[str], Sequence[str]]] = []
+    for i, p in enumerate(rows):
+        (won, lost), again = task.pair(p, i), task.pair(p, i + len(rows))
+        several = ([task.demonstration(p, style) for style in STYLES], sorted({lost, again[1]}))
+        made.append((p.prompt, *(several if form else ([won], [lost]))))
+    return made
+
+
+_AWAY = 1 << 30
+"""Demonstrations and pairs of an embedded task come from far along its stream, not from the prompts that are sampled."""
+
+
+def _task_of(problems: Problems, flag: str) -> Task:
+    if problems.task is None:
+        raise ConfigError(f"{flag} task works for embedded tasks only; give {flag} a dataset file for this one")
+    return problems.task
