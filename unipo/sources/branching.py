@@ -96,6 +96,8 @@ def prefix_values(groups: Episodes, start: Tensor, drawn: Drawn, completions: in
     Equal prefixes of a prompt are completed once. NaN where no completion could be rewarded.
     """
     prefixes, place = prefixes_before(groups, start)
+    if not prefixes:
+        return torch.zeros(0, dtype=torch.float64)
     return values_of(prefixes, drawn, completions, use)[place]
 
 
