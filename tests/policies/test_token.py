@@ -217,6 +217,21 @@ def test_value_head_emits_values_and_starts_at_zero(tmp_path: Path) -> None:
     assert policy.value_head.linear.bias.grad == pytest.approx(9.0)
 
 
+def test_quantities_with_parameters_are_emitted_where_asked_for(tmp_path: Path) -> None:
+    policy = load_policy(str(saved("qwen3", tmp_path)))
+    assert "collision" in policy.emits
+    with pytest.raises(KeyError, match="does not emit"):
+        policy.signals(batch(), ["tempered:1.3"])
+    policy.parametric = frozenset({"tempered:1.3", "tempered_share:1.3"})
+    hidden, head = policy.scored(batch())
+    logp = head(hidden).log_softmax(-1)
+    q = (logp / 1.3).softmax(-1)
+    found = policy.signals(batch(), ["tempered:1.3", "tempered_share:1.3", "collision"])
+    torch.testing.assert_close(found["tempered:1.3"], (q * logp).sum(-1))
+    torch.testing.assert_close(found["tempered_share:1.3"], q.gather(1, batch()["token"][:, None])[:, 0])
+    torch.testing.assert_close(found["collision"], logp.exp().square().sum(-1))
+
+
 def test_buckets_cover_every_row_once_with_little_padding() -> None:
     lengths = torch.tensor([3, 200, 5, 190, 4, 100, 7, 6])
     found = buckets(lengths)

@@ -9,6 +9,7 @@ otr    w = (1 - wrong) q(y_n),  + wrong * sum_a q(a) log pi(a)      actions of q
 
 from __future__ import annotations
 
+from unipo.functional.quantities import parametric
 from unipo.methods.method import Method
 from unipo.objectives import Aggregate, Emitted, EpisodeMean, Likelihood, Probability, TokenMean
 from unipo.recipe import Recipe
@@ -34,6 +35,7 @@ def otr(*, draws: int = 0, kappa: float = 1.3, wrong: float = -0.1, mean: str = 
     `mean`: episode favours short demonstrations (the paper's), token does not.
     """
     kind, numbers = ("drawn", f"{kappa:g}:{draws}") if draws else ("tempered", f"{kappa:g}")
+    parametric([f"{kind}:{numbers}"])  # ValueError for numbers that cannot be
     aggregate = AGGREGATES[mean]
     right = Likelihood(weight=Emitted(f"{kind}_share:{numbers}"), aggregate=aggregate, name="right")
     every = Likelihood(signal=f"{kind}:{numbers}", aggregate=aggregate, name="every")

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from unipo.episodes import Episodes, offsets_of, ranges
-from unipo.functional.chunked import Divergence, Entropy, Head, LogProb, Quantity, chunk_rows, chunked, log_probs
+from unipo.functional.chunked import Divergence, Head, Quantity, chunk_rows, chunked, log_probs
 from unipo.functional.divergences import kl
+from unipo.functional.quantities import PLAIN, quantity
 from unipo.policies.attention import Unsupported, attending, last_only_where_scored
 from unipo.policies.blocks import same_as_plain, suited, swapped
 from unipo.policies.layout import Layout, Sequences, layout, probe_of, read_through, sequences
@@ -57,7 +58,8 @@ class ValueHead(nn.Module):
 
 
 class TokenPolicy:
-    """Emits `logp` and `entropy` of the distribution softmax(logits / temperature), and `value` with a value head.
+    """Emits the quantities of `unipo.functional.quantities` of softmax(logits / temperature) (`parametric` names those with
+    parameters that are asked for), and `value` with a value head.
 
     After `attach("teacher", other)` also `reverse_kl:teacher` = KL(pi || other) and `forward_kl:teacher` = KL(other || pi),
     over the full distribution at each step, the other side constant.
@@ -74,6 +76,7 @@ class TokenPolicy:
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
         self.value_head, self.context, self.adapter = value_head, context, adapter
         self.attached: dict[str, TokenPolicy] = {}
+        self.parametric: frozenset[str] = frozenset()
         self.model.eval()
         self._head: Head | None = None
         self._one_row: bool | None = None
@@ -82,7 +85,7 @@ class TokenPolicy:
     @property
     def emits(self) -> frozenset[str]:
         divergences = {f"{kind}:{name}" for name in self.attached for kind in DIVERGENCES}
-        return frozenset({"logp", "entropy"} | divergences | ({"value"} if self.value_head is not None else set()))
+        return PLAIN | self.parametric | divergences | ({"value"} if self.value_head is not None else set())
 
     @property
     def device(self) -> torch.device:
@@ -173,9 +176,9 @@ class TokenPolicy:
         return torch.stack([out[max(1, round(share * (len(out) - 1)))] for share in layers], -2)
 
     def _quantity(self, name: str, tokens: Tensor, episodes: Episodes) -> Quantity:
-        if name in ("logp", "entropy"):
-            return LogProb(tokens) if name == "logp" else Entropy()
         kind, _, other = name.partition(":")
+        if kind not in DIVERGENCES:
+            return quantity(name, episodes, tokens.device)
         with torch.no_grad():
             return Divergence(DIVERGENCES[kind], log_probs(*self.attached[other].scored(episodes)))
 

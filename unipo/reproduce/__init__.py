@@ -19,6 +19,7 @@ from unipo.reproduce import (
     on_policy_control,
     online,
     optimizers,
+    regressions,
     stale_data,
     supervised,
     tabular_theory,
@@ -27,7 +28,7 @@ from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
-         on_policy_control, actor_critic, control_applications, supervised)  # fmt: skip
+         on_policy_control, actor_critic, control_applications, regressions, supervised)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 

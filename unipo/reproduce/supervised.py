@@ -105,8 +105,8 @@ CLAIMS = (
         ),
         note=f"A network of one hidden layer that is right {KNOWN:.0%} of the time about {PROMPTS} prompts with one answer each. "
         f"{DEMONSTRATIONS} demonstrations of each of {TAUGHT} prompts, one digit in ten wrong; batches of {BATCH}, 100 "
-        f"updates. All numbers are taken where the taught prompts are first right {TARGET:.0%} of the time (at the end where they "
-        "never are: kept is 0 then): equal learning, not equal updates. Forgotten: success lost on the other prompts. KL: "
+        f"updates. All numbers are taken where the taught prompts are first right {TARGET:.0%} of the time (at the end where "
+        "they never are: kept is 0 then): equal learning, not equal updates. Forgotten: success lost on the other prompts. KL: "
         "from the policy before, per answer. With wrong digits in the demonstrations plain likelihood learns those too, which "
         "is what weighting by probability avoids; whatever OTR gains here DFT gains.",
     ),

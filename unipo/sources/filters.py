@@ -85,6 +85,17 @@ class SoftOverlong(Relabel):
 
 
 @dataclass(frozen=True)
+class LengthPenalty(Relabel):
+    """R <- R * (1 - strength * T / max_tokens): a right answer is worth less the longer it is, a wrong one 0 as before."""
+
+    strength: float = 0.5
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        short = 1.0 - self.strength * episodes.lengths() / max_tokens
+        return episodes.with_columns("episode", reward=episodes["reward"] * short.to(episodes["reward"].dtype))
+
+
+@dataclass(frozen=True)
 class MaskTruncated(Relabel):
     """Overlong filtering: the steps of truncated completions are in nobody's loss."""
 
