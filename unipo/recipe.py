@@ -118,6 +118,12 @@ class Recipe:
         return self.rollouts.columns.union(*(c.columns for c in self.companions))
 
     @property
+    def others(self) -> frozenset[str]:
+        """Policies beside the trained one that a run must have, by name: columns or samples are asked of them, or momentum."""
+        asked = {column.partition("_")[0] for column in self.needs.columns} & {"reference", *self.snapshots}
+        return frozenset(asked | self.rollouts.players | {name for name, s in self.snapshots.items() if s.beyond})
+
+    @property
     def for_text(self) -> bool:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
         signals = {s for s in self.needs.signals if ":" not in s}

@@ -7,7 +7,7 @@ detach advantage, weight and mask, so parts need no stop-gradient of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,12 +50,16 @@ __all__ = [
 # ---- what an episode is worth: [E] ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Outcome(Part):
-    """R [E]: the column `reward` summed over the episode's steps (or as it is where it lives on episodes)."""
+    """R [E]: the column `reward` summed over the episode's steps (or as it is where it lives on episodes).
+
+    `group_size`: it means something in groups of at least so many (a win rate among the group).
+    """
 
     column: str = "reward"
+    group_size: int = field(default=1, repr=False)
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns=self.column)
+        return Needs.of(columns=self.column, group_size=self.group_size)
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         level = episodes.column(self.column).level

@@ -19,6 +19,7 @@ from unipo.objectives.base import Knob, Needs, Signals, number
 __all__ = [
     "DiscountedReturn",
     "GeneralisedAdvantage",
+    "LogRatioToGo",
     "ShapedReturn",
     "ValueTarget",
     "continues",

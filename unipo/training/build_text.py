@@ -54,12 +54,19 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         weights=config.sampling_weights,
     )
     check_prompts(policy, problems, config)
+    if config.ahead and recipe.rollouts.players:
+        raise ConfigError(
+            f"{config.method!r} meets samples of {', '.join(sorted(recipe.rollouts.players))}, which may change while --ahead "
+            "samples: leave out --ahead"
+        )
     rollouts: Rollouts | Ahead | None = None
     sources: dict[str, Source] = {}
     if "rollout" in recipe.kinds:
         actor = copy.deepcopy(policy) if config.ahead else policy
         rollouts = Rollouts(problems.train, Sampler(actor.model, actor.tokenizer, settings), policy.tokenizer, reward,
-                            recipe.rollouts, config.prompts, config.seed, policy=actor)  # fmt: skip
+                            recipe.rollouts, config.prompts, config.seed, policy=actor,
+                            players={who: Sampler(references[who].model, policy.tokenizer, settings)
+                                     for who in recipe.rollouts.players})  # fmt: skip
         rollouts = Ahead(rollouts, actor, policy, config.ahead, config.steps) if config.ahead else rollouts
         sources["fresh"] = rollouts
     replay = replay_of(config, recipe, policy)
@@ -117,12 +124,12 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
         policy.value_head = ValueHead(width, getattr(torch, config.dtype)).to(device)
     policy.parametric = parametric(recipe.needs.signals)
     references: dict[str, TokenPolicy] = {}
-    asked = {column.partition("_")[0] for column in recipe.needs.columns}
-    for who in sorted(asked & {"reference", *recipe.snapshots}):
+    for who in sorted(recipe.others):
         moves = who in recipe.snapshots and recipe.snapshots[who].moves
-        if lora is not None and moves:
+        if lora is not None and (moves or who in recipe.rollouts.players):
             raise ConfigError(
-                f"{config.method!r} renews a copy of the policy ({who}), which --lora-rank does not keep: train all weights"
+                f"{config.method!r} {'renews' if moves else 'samples'} a copy of the policy ({who}), which --lora-rank does not "
+                "keep: train all weights"
             )
         if lora is not None:
             references[who] = TokenPolicy(policy.model, policy.tokenizer, config.temperature, adapter=False)
