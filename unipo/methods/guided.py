@@ -58,20 +58,22 @@ RANKINGS: Mapping[str, Ranking] = {"understood": BestUnderstood(), "random": AtR
 STUDY = "Study this beginning of a solution, check it, and complete it.\n{hint}\n\n{prompt}"
 
 
-def guide_grpo(*, group: int = 8, threshold: float = 0.0, column: str = "hint", share: float = 1.0, ratio: str = "token",
-               pooled: bool = True, clip_low: float = 0.2, clip_high: float = 0.28, kl: float = 0.0) -> Recipe:  # fmt: skip
+def guide_grpo(*, group: int = 8, threshold: float = 0.0, column: str = "hint", share: float = 1.0,
+               form: str = "{hint}\n{prompt}", ratio: str = "token", pooled: bool = True, clip_low: float = 0.2,
+               clip_high: float = 0.28, kl: float = 0.0) -> Recipe:  # fmt: skip
     """Guide-GRPO (arXiv 2506.13923): where all fail, sample as often with a hint, and correct for the hint.
 
         success rate of the group <= threshold:  as many more rollouts y ~ pi(. | q, hint), pooled with the plain ones
         r_n = pi(y_n | q, y_<n) / pi_old(y_n | q, hint, y_<n)       not 1 at the first update already; plain rows: as ever
         L   = - SEQ( min(r_n A, clip(r_n, 1 - clip_low, 1 + clip_high) A) ),   A = z-score
 
-    `column` of the data: the hint; `share`: of its tokens, so that the beginning of a `solution` is a hint too. `threshold`
-    1: always guided. `ratio`: token, sequence, or none (no correction: the hinted policy is imitated). `pooled` False: the
-    guided rollouts are a group of their own. The paper does not say how it groups, nor its constants.
+    `column` of the data: the hint; `share`: of its tokens, so that the beginning of a `solution` is a hint too; `form`: where
+    it stands in the prompt. `threshold` 1: always guided. `ratio`: token, sequence, or none (no correction: the hinted policy
+    is imitated). `pooled` False: the guided rollouts are a group of their own. The paper does not say how it groups, nor its
+    constants.
     """  # fmt: skip
     weight = choice(RATIOS, "ratio", ratio)
-    stage = Hinted(SolvedAtMost(threshold), Hint(column), Share(share), pooled)
+    stage = Hinted(SolvedAtMost(threshold), Hint(column, form), Share(share), pooled)
     base = grpo(group=group).but(weight=weight, mask=ClipMask(clip_low, clip_high, weight), augment=(stage,))
     return regularised(base, kl, 0.0)
 
@@ -182,8 +184,8 @@ METHODS = (
         slug="pope", build=pope, row=157, family="llm-rl",
         title="POPE: Learning to Reason on Hard Problems via Privileged On-Policy Exploration", paper="arXiv 2601.18779",
         equation="L = GRPO on groups of x and groups of (x, shortest useful prefix of a solution), 1 : 1",
-        claim="hard prompts are solved without guidance after training with prefixes, where GRPO, an entropy bonus and a "
-              "higher clip do not get there",
+        claim="hard prompts are solved without guidance after training with prefixes, where GRPO and GRPO with an "
+              "entropy bonus do not get there",
         identity_tests=tuple(_TESTS + t for t in (
             "test_pope_with_an_empty_prefix_is_grpo_with_duplicated_prompts", "test_a_whole_solution_teaches_nothing",
             "test_a_prefix_is_context", "test_guided_gradient_is_that_of_another_start",

@@ -14,6 +14,7 @@ from unipo.reproduce import (
     estimation_theory,
     gradients,
     group_variants,
+    guided,
     mixed,
     offline,
     on_policy_control,
@@ -28,7 +29,7 @@ from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
-         on_policy_control, actor_critic, control_applications, regressions, supervised)  # fmt: skip
+         on_policy_control, actor_critic, control_applications, regressions, supervised, guided)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 

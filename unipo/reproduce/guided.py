@@ -1,0 +1,301 @@
+"""Guide, POPE, AMPO, TempSamp-R1 and ARPO on prompts that a policy hardly ever solves by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unipo.episodes import Episodes
+from unipo.methods.catalog import build, find
+from unipo.policies.tabular import TabularPolicy
+from unipo.recipe import Recipe
+from unipo.reproduce.claim import Claim, Expectation, Phases
+from unipo.reproduce.network import NetworkPolicy
+from unipo.reproduce.training import success, train
+from unipo.sources.filters import MixedOutcomes
+from unipo.sources.keyed import keyed_generator
+from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.tasks.tabular import TabularTask
+
+GROUP, PROMPTS, VOCABULARY, LENGTH = 8, 10, 6, 4
+RATES = (0.003, 0.01, 0.03, 0.1)
+TABLE = (0.02, 0.06, 0.2, 0.6)
+Answer = tuple[int, ...]
+
+
+def _made(slug: str, **settings: Any) -> Phases:
+    return (build(slug, {slug: settings}),)
+
+
+def answer(seed: int, prompt: int, vocabulary: int, length: int, name: str = "") -> Answer:
+    return tuple(keyed_generator(seed, "answer", name, prompt).integers(vocabulary, size=length).tolist())
+
+
+def words(answer: Answer) -> str:
+    return " ".join(map(str, answer))
+
+
+def table(answers: Sequence[Answer], chances: Sequence[Sequence[float]], vocabulary: int) -> TabularPolicy:
+    """Token t of the answer to prompt q has the probability chances[q][t], whatever stood before; the others share the rest."""
+    right = torch.tensor(answers)
+    p = torch.tensor(chances, dtype=torch.float64)
+    other = ((1 - p) / (vocabulary - 1)).log()[:, :, None].expand(-1, -1, vocabulary)
+    logits = other.scatter(2, right[:, :, None], p.log()[:, :, None])
+    return TabularPolicy(logits[:, :, None].expand(-1, -1, vocabulary + 1, -1))
+
+
+def solved(policy: TabularPolicy, answers: Sequence[Answer]) -> Tensor:
+    """[P] the exact probability of each prompt's one right answer."""
+    shown = Episodes.build(answers, [[q] for q in range(len(answers))])
+    with torch.no_grad():
+        return shown.reduce(policy.signals(shown, ["logp"])["logp"]).exp()
+
+
+# ---- Guide -------------------------------------------------------------------------------------------------------------
+FIRST, REST, HINTED = 0.005, 0.4, 0.9
+
+
+def guide_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """The first token is the hard one, and what the hint reveals: a second row of the table for each prompt."""
+    answers = [answer(seed, q, VOCABULARY, LENGTH) for q in range(PROMPTS)]
+    rest = [REST] * (LENGTH - 1)
+    policy = table([*answers, *answers], [[FIRST, *rest]] * PROMPTS + [[HINTED, *rest]] * PROMPTS, VOCABULARY)
+    task = TabularTask(2 * PROMPTS, VOCABULARY, LENGTH, lambda q, tokens: float(tokens == answers[q % PROMPTS]))
+    asked = TabularTask(PROMPTS, VOCABULARY, LENGTH, task.reward)
+    shown = TabularPrompts(asked, columns={q: {"hint": str(PROMPTS + q)} for q in range(PROMPTS)})
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, PROMPTS)
+    train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate)
+    p = solved(policy, answers)
+    return {"success": float(p.mean()), "pass@16": float((1 - (1 - p) ** 16).mean())}
+
+
+# ---- POPE --------------------------------------------------------------------------------------------------------------
+HARD, EASY, LONG = 0.03, 0.7, 8
+
+
+def pope_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """A lock of `LONG` tokens: the first two are rarely right, the others mostly. States are reached with or without a prefix."""
+    answers = [answer(seed, q, 4, LONG) for q in range(PROMPTS)]
+    policy = table(answers, [[HARD, HARD, *[EASY] * (LONG - 2)]] * PROMPTS, 4)
+    task = TabularTask(PROMPTS, 4, LONG, lambda q, tokens: float(tokens == answers[q]))
+    shown = TabularPrompts(task, dict(enumerate(answers)))
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown)
+    train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate)
+    p = solved(policy, answers)
+    return {"success": float(p.mean()), "pass@16": float((1 - (1 - p) ** 16).mean())}
+
+
+# ---- AMPO --------------------------------------------------------------------------------------------------------------
+FORMATS = 4
+
+
+def ampo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """A right answer is a format, its two tokens of reasoning, and the result: one teacher for each of four formats.
+
+    Formats: exp of the entropy of the formats of right answers, mean over prompts.
+    """
+
+    def written(q: int, form: int) -> Answer:
+        result = keyed_generator(seed, "result", q).integers(VOCABULARY)
+        return (form, *answer(seed, q, VOCABULARY, 2, f"format {form}"), int(result))
+
+    right = {q: [written(q, form) for form in range(FORMATS)] for q in range(PROMPTS)}
+    task = TabularTask(PROMPTS, VOCABULARY, LENGTH, lambda q, tokens: float(tokens in right[q]))
+    columns = {q: {"teachers": [words(a) for a in right[q]], "answer": str(right[q][0][-1])} for q in right}
+    policy = NetworkPolicy(task, seed)
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, TabularPrompts(task, columns=columns))
+    train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate)
+    with torch.no_grad():
+        p = task.log_probability(policy).exp() * task.rewards
+        share = p / p.sum(1, keepdim=True)
+    formats = (-torch.special.xlogy(share, share).sum(1)).exp()
+    return {"success": float(p.sum(1).mean()), "formats": float(formats.mean()),
+            "pass@4": float((1 - (1 - p.sum(1)) ** 4).mean())}  # fmt: skip
+
+
+# ---- TempSamp-R1 -------------------------------------------------------------------------------------------------------
+BINS, TRAIN, HELD_OUT, NOISE = 12, 60, 60, 0.4
+
+
+class SeeingPolicy(NetworkPolicy):
+    """A network that sees a vector per prompt, features [P, F], in the place of its number: it can answer new ones."""
+
+    def __init__(self, task: TabularTask, features: Tensor, seed: int, width: int = 32) -> None:
+        super().__init__(task, seed, width)
+        states, generator = self.get_buffer("states"), torch.Generator().manual_seed(seed)
+        prompt, rest = states[:, : task.prompts].argmax(1), states[:, task.prompts :]
+        self.register_buffer("states", torch.cat([features[prompt], rest], 1))
+        shape = (features.shape[1] + rest.shape[1], width)
+        self.inward = nn.Parameter(0.5 * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+
+def overlap(said: Sequence[int], true: Sequence[int]) -> float:
+    """Intersection over union of two intervals of bins, both ends included; 0 where they are apart, or the end comes first."""
+    shared = min(said[1], true[1]) - max(said[0], true[0]) + 1
+    return max(0.0, shared / (max(said[1], true[1]) - min(said[0], true[0]) + 1)) if said[0] <= said[1] else 0.0
+
+
+def grounding_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Where in a noisy signal something is on: exact rates of an overlap of a half or more, on signals that were not seen."""
+    random = keyed_generator(seed, "signals")
+    ends = [sorted(random.integers(BINS, size=2).tolist()) for _ in range(TRAIN + HELD_OUT)]
+    bins = torch.arange(BINS)
+    on = torch.stack([(bins >= a) & (bins <= b) for a, b in ends]).double()
+    features = on + NOISE * torch.from_numpy(random.normal(size=on.shape))
+    task = TabularTask(TRAIN + HELD_OUT, BINS, 2, lambda q, tokens: overlap(tokens, ends[q]))
+    asked = TabularTask(TRAIN, BINS, 2, task.reward)
+    shown = TabularPrompts(asked, {q: tuple(ends[q]) for q in range(TRAIN)})
+    policy = SeeingPolicy(task, features, seed)
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, TRAIN)
+    train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate,
+          reference=SeeingPolicy(task, features, seed))  # fmt: skip
+    with torch.no_grad():
+        p = task.log_probability(policy).exp()
+    good = ((task.rewards >= 0.5) * p).sum(1)
+    mean = (task.rewards * p).sum(1)
+    return {"R1@0.5": float(good[TRAIN:].mean()), "overlap": float(mean[TRAIN:].mean()),
+            "R1@0.5 in training": float(good[:TRAIN].mean())}  # fmt: skip
+
+
+# ---- ARPO --------------------------------------------------------------------------------------------------------------
+RARE, GOALS = 0.004, 20
+
+
+def arpo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Of the 1,296 answers to each of `GOALS` prompts about five are right. Signal: groups whose rewards differ."""
+    right = keyed_generator(seed, "right answers").uniform(size=(GOALS, *[VOCABULARY] * LENGTH)) < RARE
+    right[:, 0, 0, 0, 0] |= ~right.reshape(GOALS, -1).any(1)
+    task = TabularTask(GOALS, VOCABULARY, LENGTH, lambda q, tokens: float(right[(q, *tokens)]))
+    policy, curve, signal = NetworkPolicy(task, seed), [], []
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed)
+
+    def draw(step: int) -> Episodes:
+        batch = rollouts.draw(step, step)
+        signal.append(float(MixedOutcomes()(batch).double().mean()))
+        return batch
+
+    train(phases, policy, draw, steps=steps, rate=rate, watch=lambda step: curve.append(success(task, policy)))
+    return {"success": curve[-1], "mean success": sum(curve) / len(curve), "signal": sum(signal) / len(signal)}
+
+
+def _filtered(recipe: Recipe) -> Recipe:
+    return recipe.but(keep=MixedOutcomes())
+
+
+WIDE = build("grpo", {"grpo": {"group": 2 * GROUP}})
+HINT = {"group": GROUP, "form": "{hint}"}
+CLAIMS = (
+    Claim(
+        slug="guide-grpo",
+        statement=find("guide-grpo").claim,
+        arms={
+            "guide": _made("guide-grpo", **HINT),
+            "grpo": (WIDE,),
+            "grpo on mixed groups": (_filtered(WIDE),),
+            "always guided": _made("guide-grpo", **HINT, threshold=1.0),
+            "guide, sequence ratio": _made("guide-grpo", **HINT, ratio="sequence"),
+            "guide, no correction": _made("guide-grpo", **HINT, ratio="none"),
+        },
+        trial=guide_trial,
+        steps=100,
+        tune="success",
+        grid=TABLE[1:],
+        expectations=(
+            Expectation(arm="guide", metric="success", than="grpo", least=0.0),
+            Expectation(arm="guide", metric="success", than="grpo on mixed groups", least=0.0),
+            Expectation(arm="guide", metric="success", than="always guided", least=0.0),
+        ),
+        note=f"A table of logits, {PROMPTS} prompts with one right answer of {VOCABULARY**LENGTH:,}, solved "
+        f"{FIRST * REST**3:.1e} of the time, with the hint (it reveals the first token) {HINTED * REST**3:.2f}; groups of "
+        f"{GROUP} and as many guided, {2 * GROUP} in the arms without hints, 100 updates, exact success without hints.",
+    ),
+    Claim(
+        slug="pope",
+        statement=find("pope").claim,
+        arms={
+            "pope": _made("pope", group=GROUP, begin="answer"),
+            "grpo": (WIDE,),
+            "grpo, entropy bonus": _made("grpo", group=2 * GROUP, entropy=0.01),
+        },
+        trial=pope_trial,
+        steps=120,
+        tune="success",
+        grid=TABLE[1:],
+        expectations=(
+            Expectation(arm="pope", metric="success", than="grpo", least=0.0),
+            Expectation(arm="pope", metric="success", than="grpo, entropy bonus", least=0.0),
+        ),
+        note=f"A table of logits, {PROMPTS} locks of {LONG} tokens of which the first two are right {HARD} of the time and the "
+        f"others {EASY}: {HARD**2 * EASY**6:.1e} in all. The prefix is at most a quarter, two tokens, and is part of the state, "
+        f"not of the prompt's words; {GROUP} + {GROUP} rollouts per prompt, {2 * GROUP} in the arms without prefixes, 120 "
+        "updates, exact success without prefixes. The paper's instruction-following has no counterpart in a table; its arms "
+        "with a higher clip (idle with one update per batch) and with easy prompts are left out.",
+    ),
+    Claim(
+        slug="ampo",
+        statement=find("ampo").claim,
+        arms={
+            "ampo": _made("ampo", group=GROUP, budget=float(LENGTH)),
+            "grpo": _made("grpo", group=GROUP),
+            "one teacher": _made("ampo", group=GROUP, budget=float(LENGTH), teachers=1, pick="given", always=True),
+            "random teachers": _made("ampo", group=GROUP, budget=float(LENGTH), pick="random"),
+        },
+        trial=ampo_trial,
+        steps=120,
+        tune="success",
+        grid=RATES,
+        expectations=(
+            Expectation(arm="ampo", metric="success", than="grpo", least=0.0),
+            Expectation(arm="ampo", metric="formats", than="one teacher", least=0.0),
+            Expectation(arm="ampo", metric="success", than="random teachers", least=-0.02),
+        ),
+        note=f"A network of one hidden layer, {PROMPTS} prompts of whose {VOCABULARY**LENGTH:,} answers {FORMATS} are right, one "
+        f"in the format of each teacher; groups of {GROUP}, 120 updates, exact success. One teacher: the first, in every group "
+        "(LUFFY without the std). Formats: exp of the entropy of the formats of right answers.",
+    ),
+    Claim(
+        slug="tempsamp",
+        statement=find("tempsamp").claim,
+        arms={
+            "soft": _made("tempsamp", group=3),
+            "grpo": _made("grpo", group=4, kl=0.04),
+            "plain": _made("tempsamp", group=3, correction="none"),
+            "downscaled": _made("tempsamp", group=3, correction="downscaled"),
+            "anchored": _made("tempsamp", group=3, correction="anchored"),
+        },
+        trial=grounding_trial,
+        steps=60,
+        tune="R1@0.5",
+        grid=RATES[:3],
+        expectations=(
+            Expectation(arm="soft", metric="R1@0.5", than="grpo", least=0.0),
+            Expectation(arm="soft", metric="R1@0.5", than="plain", least=0.0),
+        ),
+        note=f"A network of one hidden layer finds the interval in a noisy signal of {BINS} bins; {TRAIN} signals in training, "
+        f"{HELD_OUT} others for the numbers; rewarded with intersection over union; 3 rollouts and the right answer, or 4 "
+        "rollouts, 60 updates, exact rates.",
+    ),
+    Claim(
+        slug="arpo-replay",
+        statement=find("arpo-replay").claim,
+        arms={
+            "arpo": _made("arpo-replay", group=GROUP),
+            "grpo": (build("arpo-replay", {"arpo-replay": {"group": GROUP}}).but(augment=()),),
+            "arpo, r to who wrote it": _made("arpo-replay", group=GROUP, to="behavior"),
+        },
+        trial=arpo_trial,
+        steps=100,
+        tune="mean success",
+        grid=RATES,
+        expectations=(
+            Expectation(arm="arpo", metric="mean success", than="grpo", least=0.0),
+            Expectation(arm="arpo", metric="signal", than="grpo", least=0.0),
+        ),
+        note=f"A network of one hidden layer, {GOALS} prompts of whose {VOCABULARY**LENGTH:,} answers each a random {RARE:.1%} "
+        f"is right; groups of {GROUP}, 100 updates, exact success, its mean over the run. Grpo: the same "
+        "recipe without the memory.",
+    ),
+)
