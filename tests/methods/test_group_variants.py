@@ -36,6 +36,7 @@ from unipo.objectives import (
     TokenMean,
     TokenRatio,
     ValueBalance,
+    hoisted,
     with_settings,
 )
 
@@ -350,6 +351,13 @@ def test_a_selection_plugs_into_gspo() -> None:
     found, full = gradient(objective, episodes, logp), gradient(find("gspo").build().objective, episodes, logp)
     kept = MostVaried(0.5).of(Normalised(scale=GroupStd())(episodes, {}), episodes, {})
     torch.testing.assert_close(found, torch.where(kept, full, 0.0))
+
+
+@pytest.mark.parametrize("slug", ["d3s", "adora", "pf-ppo"])
+def test_choices_among_episodes_need_whole_ones(slug: str) -> None:
+    """Minibatches of single steps have no groups to choose in: told, not done."""
+    with pytest.raises(ValueError, match="looks along episodes"):
+        hoisted(find(slug).build().objective, toy_batch())
 
 
 # ---- ADORA -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ __all__ = [
 @dataclass(frozen=True)
 class Condition(Part):
     """What may be true of a group: bool [G]. This one always is."""
+
+    along_episodes: ClassVar[bool] = True
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return torch.ones(episodes.count("group"), dtype=torch.bool, device=episodes.device)
@@ -140,6 +143,8 @@ class RankWeight(Weight):
     `best`: the share of the first, `worst` of the last, `others` evenly over all but the first (PF-PPO, arXiv 2409.06957).
     Of equal outcomes the earlier one is the better.
     """
+
+    along_episodes: ClassVar[bool] = True
 
     best: float = 0.5
     others: float = 0.5

@@ -7,6 +7,7 @@ Shares are of what is there, rounded up, at least one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class MostVaried(AdvantageMask):
 
     `share`: of all episodes, in each group ("group") or of the whole batch ("batch"), as `within` says (D3S, 2509.22115).
     """
+
+    along_episodes: ClassVar[bool] = True
 
     share: float | Knob = 1.0
     within: str = "batch"
