@@ -45,7 +45,9 @@ from unipo.objectives import (
     Zero,
     pairs,
 )
-from unipo.recipe import Recipe, RolloutSpec
+from unipo.recipe import Recipe, RolloutSpec, Snapshot
+from unipo.sources.branching import After, StepCandidates
+from unipo.sources.difficulty import HelpInProportion
 from unipo.sources.filters import DistinctAdvantages, RewardGap
 
 
@@ -69,7 +71,8 @@ def drpo(*, group: int = 8, temper: float = 0.1, tau: float = 10.0, longest: flo
     return Recipe(objective=gradient + region, rollouts=spec, epochs=epochs, minibatches=minibatches)
 
 
-def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, epochs: int = 1, minibatches: int = 1) -> Recipe:
+def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, hints: float = 0.0, epochs: int = 1,
+             minibatches: int = 1) -> Recipe:  # fmt: skip
     """Reg-GRPO of DeepVideo-R1 (arXiv 2506.07464): the z-score of the log-ratio is regressed to that of the reward.
 
         L = mean over groups of mean_i ( z(R)_i - (rho_i - mean rho) / sqrt(var rho + eps^2) )^2 + kl * SEQ( k3(pi || ref) )
@@ -77,7 +80,10 @@ def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, epochs: int =
     rho = log( pi / old ) of the answer, population statistics. No ratio, clip or min. For pi* = old exp(R / lambda) / Z both
     z-scores are equal: Z and lambda cancel. Departs from the paper: `eps`, which it has not: with one update per batch
     rho is 0 and eps decides the size of the step (2: that of group-relative REINFORCE). Groups of equal rewards are left out and
-    count. Without z-scores: `rebel`.
+    count. Without z-scores: `rebel`. `hints` 0.5 (the paper's augmentation of hard prompts; needs demonstrations in the
+    prompts' data): groups that earn less than recent ones are sampled anew behind at most that share of the demonstration, as
+    prompts of their own. The paper's hint is cut from a trace of the model that has seen the answer; its noise on the
+    frames of easy videos has no counterpart in text.
     """  # fmt: skip
     term: Objective = 2.0 * ScoreRegression(
         target=Standardised(scale=GroupStd(eps=0.0, ddof=0)),
@@ -88,7 +94,8 @@ def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, epochs: int =
     )
     if kl:
         term = term + kl * KLPenalty(aggregate=EpisodeMean())
-    return Recipe(objective=term, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches)
+    spec = RolloutSpec(group=group, augment=(HelpInProportion(most=hints),) if hints else ())
+    return Recipe(objective=term, rollouts=spec, epochs=epochs, minibatches=minibatches)
 
 
 def rebel(*, group: int = 8, beta: float = 0.1, epochs: int = 1, minibatches: int = 1) -> Recipe:
@@ -105,21 +112,25 @@ def rebel(*, group: int = 8, beta: float = 0.1, epochs: int = 1, minibatches: in
 CONSTANTS = {"fixed": Center(), "free": GroupMean()}
 
 
-def dapo_direct(*, group: int = 16, beta: float = 0.01, gap: float = 0.1, constant: str = "fixed",
-                refill: int = 0) -> Recipe:  # fmt: skip
+def dapo_direct(*, group: int = 32, beta: float = 0.01, gap: float = 0.1, constant: str = "fixed", solutions: int = 6,
+                completions: int = 16, values: int = 16, boundary: str = "\n", renew: int = 0) -> Recipe:  # fmt: skip
     """Direct advantage-based policy optimisation (arXiv 2412.18279): regress the log-ratio of a step to its advantage.
 
         L = mean over (s, a) of ( A(s, a) / beta - log( pi(a | s) / ref(a | s) ) )^2 / 2,    A = q(s, a) - mean over candidates
 
-    A group is a state with its candidate steps, the reward of a candidate its value q. A is taken over all candidates, then equal
-    ones are merged; states whose values are less than `gap` apart are dropped. Log-ratios are sums over the step's tokens.
-    `constant`: fixed (the paper's) or free, the best one per state: the minimiser is then ref exp(A / beta) / Z.
+    States are prefixes of up to `solutions` of a prompt's `group` answers, half of them right, cut behind `boundary`; the
+    candidates of a state are the first steps of `completions` answers behind it, q the mean reward of `values` further ones
+    (`StepCandidates`). Equal candidates are merged after A is taken, states whose values are less than `gap` apart dropped.
+    Log-ratios are sums over the step's tokens. `constant` free: the best one per state, whose minimiser is ref exp(A / beta) / Z.
+    Departs from the paper: q is the Monte-Carlo value itself, not a critic trained on such; data are sampled by the current
+    policy every step, the reference is the policy of the start, or of the last `renew` steps (iterative DAPO).
     """
+    candidates = StepCandidates(After(boundary), solutions, completions, values)
     term = ScoreRegression(
         target=AffineOutcome(1.0 / beta, 0.0), score=LogRatioScore(1.0), center=CONSTANTS[constant], per="episode"
     )
-    spec = RolloutSpec(group=group, keep=RewardGap(least=gap), refill=refill, relabel=(DistinctAdvantages(),))
-    return Recipe(objective=term, rollouts=spec)
+    spec = RolloutSpec(group=group, augment=(candidates,), keep=RewardGap(least=gap), relabel=(DistinctAdvantages(),))
+    return Recipe(objective=term, rollouts=spec, snapshots={"reference": Snapshot(every=renew)} if renew else {})
 
 
 def gepo(*, beta: float = 0.1, spread: float = 1.0) -> Recipe:
