@@ -40,8 +40,6 @@ from unipo.sources.augment import Augment
 from unipo.sources.branching import ADVANTAGE, Cut, MaskLikely, SegmentValues, Unlikely
 from unipo.sources.trees import SegmentTree
 
-CUT = Where("current")
-
 
 def spo_chain(*, group: int = 8, completions: int = 9, interval: int = 5, threshold: float = 0.9, clip: float = 0.2,
               skip: float = 10.0, kl: float = 1e-4, epochs: int = 1, minibatches: int = 1) -> Recipe:  # fmt: skip
@@ -105,10 +103,12 @@ def t_ppo(*, group: int = 1, window: float = 1 / 3, clip_low: float = 0.2, clip_
     """
     base = ppo(group=group, gamma=gamma, epochs=epochs, minibatches=minibatches)
     gradient = PolicyGradient(
-        advantage=Whitened(GeneralisedAdvantage(gamma, lam), BatchStd(), CUT), weight=TokenRatio(),
-        mask=ClipMask(clip_low, clip_high), counted=CUT, aggregate=TokenMean(),
+        advantage=GeneralisedAdvantage(gamma, lam), weight=TokenRatio(), mask=ClipMask(clip_low, clip_high),
+        counted=Where("current"), aggregate=TokenMean(),
     )  # fmt: skip
-    critic = ValueRegression(target=ValueTarget(gamma, 1.0), clip=value_clip or None, rows=rollouts & Marked("finished"))
+    critic = ValueRegression(
+        target=ValueTarget(gamma, 1.0), clip=value_clip or None, rows=rollouts & Marked("finished")
+    )
     spec = RolloutSpec(group=group, window=window)
     recipe = base.but(objective=gradient + value * critic if value else gradient, rollouts=spec, control=None)
     return regularised(recipe, kl, entropy)
