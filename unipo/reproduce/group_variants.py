@@ -60,18 +60,21 @@ def walks(seed: int) -> TabularTask:
 
 
 def stale_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """Rollouts of weights up to `SYNC` updates old; exact success (tail of the run), entropy at its end and half-way: when
-    success first was a half."""
+    """Rollouts of weights up to `SYNC` updates old; exact success in the mean of the run, and entropy at its end and half-way:
+    when success was a half, interpolated between updates."""
     task = walks(seed)
-    policy, curve, halfway = NetworkPolicy(task, seed), list[float](), list[float]()
+    policy = NetworkPolicy(task, seed)
+    solved, left = [success(task, policy)], [entropy(task, policy)]
 
     def watch(step: int) -> None:
-        curve.append(success(task, policy))
-        if not halfway and (curve[-1] >= 0.5 or step == steps):
-            halfway.append(entropy(task, policy))
+        solved.append(success(task, policy))
+        left.append(entropy(task, policy))
 
     train(phases, policy, fresh(task, policy, GROUP, seed, SYNC), steps=steps, rate=rate, watch=watch)
-    return {"success": _tail(curve), "entropy half-way": halfway[0], "entropy": entropy(task, policy)}
+    crossed = next((k for k in range(1, len(solved)) if solved[k] >= 0.5), len(solved) - 1)
+    part = min((0.5 - solved[crossed - 1]) / max(solved[crossed] - solved[crossed - 1], 1e-9), 1.0)
+    halfway = left[crossed - 1] + part * (left[crossed] - left[crossed - 1])
+    return {"mean success": sum(solved) / len(solved), "entropy half-way": halfway, "entropy": left[-1]}
 
 
 # ---- D3S -------------------------------------------------------------------------------------------------------------
@@ -291,7 +294,7 @@ CLAIMS = (
     Claim(
         slug="bapo-balanced",
         statement="on rollouts up to 8 updates old BAPO keeps more entropy at equal success than GRPO's fixed clip, and "
-        "reaches more",
+        "learns faster",
         arms={
             "bapo": _of("bapo-balanced"),
             "bapo, value sums": _of("bapo-balanced", balance="value"),
@@ -299,16 +302,16 @@ CLAIMS = (
             "clip higher": _of("bapo-balanced", low=(0.8, 0.8), high=(1.28, 1.28)),
         },
         trial=stale_trial,
-        steps=60,
-        tune="success",
+        steps=40,
+        tune="mean success",
         grid=RATES,
         expectations=(
             Expectation(arm="bapo", metric="entropy half-way", than="grpo", least=0.0),
-            Expectation(arm="bapo", metric="success", than="grpo", least=0.0),
+            Expectation(arm="bapo", metric="mean success", than="grpo", least=0.0),
         ),
         note=f"{NETWORK} Right answers walk by one of two steps per prompt, so that entropy need not be lost, and are shorter "
-        f"than wrong ones. Groups of {GROUP} from weights renewed every {SYNC} updates, 60 updates; success is the "
-        "mean of the last fifth, entropy that when success first was a half, and at the end. All arms have the token mean; clip "
+        f"than wrong ones. Groups of {GROUP} from weights renewed every {SYNC} updates, 40 updates; success is the "
+        "mean of the run, entropy that when success was a half, and at the end. All arms have the token mean; clip "
         "higher is .8 to 1.28. With answers of one length both signs weigh the same and the search hardly moves: no "
         "difference was seen.",
     ),
@@ -361,7 +364,9 @@ CLAIMS = (
         note=f"{NETWORK} Answers of up to {WRITTEN} tokens, two in the mean at the start; a guess is right one time in five, a "
         f"whole scratchpad nearly always, by chance where in between. Groups of {GROUP}, 50 updates: after 100 all arms write "
         "answers of full length. Length: mean over the run. The last metric is of another task, where every further token "
-        "makes an answer worse. Adam makes the arms' step sizes alike: a factor of all weights changes nothing.",
+        "makes an answer worse. Adam makes the arms' step sizes alike: a factor of all weights changes nothing. "
+        "Seen: one run in five of GRPO settles on short guesses, hardly one of ADORA by length; where short is right "
+        "the rule of verl costs most. 20 seeds left success open, 40 were run then.",
     ),
     Claim(
         slug="lite-ppo",
@@ -382,7 +387,9 @@ CLAIMS = (
         ),
         note=f"{NETWORK} Answers of one to five tokens; right are a random 40 % of those to the easiest prompt down to 2 % of "
         f"those to the hardest. Groups of {GROUP}, 100 updates, success over the last fifth. DAPO without refill, so that "
-        "rollouts are equal, and without its length penalty. With the hardest at 0.4 % success was a lottery over seeds.",
+        "rollouts are equal, and without its length penalty. With the hardest at 0.4 % success was a lottery over "
+        "seeds. Seen: Lite PPO above GRPO and near DAPO, whose leaving out of equal groups is worth as much here; whether a hard "
+        "prompt is ever found differs by seed more than any of these tricks do.",
     ),
     Claim(
         slug="pf-ppo",
@@ -404,6 +411,8 @@ CLAIMS = (
         note=f"A network of one hidden layer, {PROMPTS} prompts, 1,296 answers each, whose actual scores s are spread evenly "
         f"over 0 to 1; the reward model errs by {NOISE} * 4 s (1 - s) standard deviations, once per answer. {ANSWERS} answers "
         "per prompt, 100 updates of PPO with a critic, whitened before the filter. R^2 is that of the answers a filter "
-        "leaves of 200 groups sampled at the start.",
+        "leaves of 200 groups sampled at the start. Seen: best of N is worst, but no filter gains on all answers: the whitened "
+        "advantages of middle answers are near 0 already, so that little noise goes and many samples do. With errors of 0.25, "
+        "where best-random explains less than all answers do, it lost 0.05.",
     ),
 )
