@@ -96,8 +96,8 @@ def toy_batch(
 
 
 def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -> Episodes:
-    """With log-probs of older policies near the toy policy's own, values of the critic before the update, and what companions
-    say of tokens."""
+    """With log-probs of older policies near the toy policy's own, values of the critic before the update, what companions say
+    of tokens, and marks of partial rollouts: the second half of each episode is new, every other one is finished."""
     signals = ToyPolicy().signals(batch, ["logp", "value"])
     acted = batch.expand(batch.category("kind", "rollout"))
 
@@ -107,9 +107,18 @@ def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -
     behavior = torch.where(acted, near(signals["logp"]), torch.nan)
     batch = batch.with_columns("step", behavior_logp=behavior, reference_logp=near(signals["logp"]),
                                old_logp=near(signals["logp"]), old_value=near(signals["value"]),
-                               previous_logp=near(signals["logp"]))  # fmt: skip
+                               previous_logp=near(signals["logp"]), anchor_logp=near(signals["logp"]))  # fmt: skip
+    group = batch.index("group", "episode")
+    first = torch.cat([torch.ones(1, dtype=torch.bool), group[1:] != group[:-1]])
+    preferred = batch["chosen"] | (first & batch.category("kind", "rollout"))
+    win, sure = torch.rand((2, len(batch)), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    batch = batch.with_columns("episode", chosen=preferred, win_rate=win, confidence=0.5 + sure / 2)
     collision, weight, reward = torch.rand((3, len(acted)), generator=generator, dtype=torch.float64)
-    return batch.with_columns("step", old_collision=collision, token_weight=weight, token_reward=-0.1 * reward)
+    batch = batch.with_columns("step", old_collision=collision, token_weight=weight, token_reward=-0.1 * reward)
+    added = torch.randn(len(acted), generator=generator, dtype=torch.float64)
+    current = 2 * batch.position() + 2 > batch.expand(batch.lengths())
+    batch = batch.with_columns("step", segment_advantage=added, current=current)
+    return batch.with_columns("episode", finished=torch.arange(len(batch)) % 2 == 0)
 
 
 def gradient(

@@ -325,7 +325,7 @@ def test_answers_without_a_reward_leave_their_slot() -> None:
 
 
 def test_what_windows_cannot_do_is_refused() -> None:
-    with pytest.raises(ValueError, match="window is 1.5"):
+    with pytest.raises(ValueError, match=r"window is 1\.5"):
         RolloutSpec(window=1.5)
     with pytest.raises(ValueError, match="cannot be chosen by group"):
         RolloutSpec(window=0.5, keep=MixedOutcomes())

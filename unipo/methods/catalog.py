@@ -30,6 +30,7 @@ from unipo.methods import (
     preferences,
     props,
     regressions,
+    segments,
     self_tuning,
     stale_data,
     supervised,
@@ -59,6 +60,7 @@ PAGES = (
     supervised,
     token_rewards,
     self_tuning,
+    segments,
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
