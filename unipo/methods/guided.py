@@ -189,7 +189,8 @@ METHODS = (
         identity_tests=tuple(_TESTS + t for t in (
             "test_pope_with_an_empty_prefix_is_grpo_with_duplicated_prompts", "test_a_whole_solution_teaches_nothing",
             "test_a_prefix_is_context", "test_guided_gradient_is_that_of_another_start",
-            "test_the_shortest_useful_prefix_is_found", "test_scoring_on_the_plain_prompt_is_another_gradient")),
+            "test_the_shortest_useful_prefix_is_found", "test_a_prefix_is_kept_with_the_chance_of_a_success",
+            "test_scoring_on_the_plain_prompt_is_another_gradient")),
     ),
     Method(
         slug="ampo", build=ampo, row=65, family="llm-rl",
