@@ -170,4 +170,4 @@ def _logged(episodes: Episodes) -> Episodes:
         for n in episodes.columns
         if n.split("_")[0] in ("old", "reference", "teacher") and n.endswith(("logp", "value"))
     ]
-    return episodes.without("source", "sampling_weight", *derived)
+    return episodes.without("source", "sampling_weight", "draw", *derived)
