@@ -340,7 +340,8 @@ CLAIMS = (
         ),
         note=f"{NETWORK} A random 1 % of 1,296 answers is right; groups of {MANY}, 80 updates, token means. Success is the mean "
         "of the last fifth, early success of the first third; at equal tokens: when 16 % of all sampled tokens, which is what "
-        "D3S needs in all, were trained on. With 5 % right answers every arm reached a success of 1.",
+        "D3S needs in all, were trained on. With 5 % right answers every arm reached a success of 1. Seen: choice by variance pays, "
+        "per token by far; whether the shares grow made no difference in 80 updates, which may be too few for it.",
     ),
     Claim(
         slug="adora",
