@@ -21,15 +21,19 @@ from unipo.reproduce import (
     online,
     optimizers,
     regressions,
+    segments,
+    self_tuning,
     stale_data,
     supervised,
     tabular_theory,
+    token_rewards,
 )
 from unipo.reproduce.claim import Claim, Expectation, combined
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
-         on_policy_control, actor_critic, control_applications, regressions, supervised, guided)  # fmt: skip
+         on_policy_control, actor_critic, control_applications, regressions, supervised, guided, self_tuning, token_rewards,
+         segments)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
