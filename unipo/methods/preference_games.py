@@ -273,6 +273,111 @@ def _exact(*names: str) -> tuple[str, ...]:
     return tuple(_TABULAR + n for n in names)
 
 
-METHODS: tuple[Method, ...] = ()
-STUDIES: tuple[Study, ...] = ()
-_ = (halpern, _exact, _tests)
+METHODS = (
+    Method(
+        slug="spo", build=spo, row=80, family="preference", paper="arXiv 2401.04056",
+        title="A Minimaximalist Approach to Reinforcement Learning from Human Feedback",
+        equation="R_i = mean over opponents of 2 P(y_i > y_j) - 1,  L = -SUM(min(r R, clip(r) R))\n"
+                 "opponents: the others of the group, or the last answers to the prompt",
+        claim="the average of self-play has the exploitability of its regret, 1 / sqrt(T), where the best answer by a fitted "
+              "reward can be exploited",
+        identity_tests=_tests("test_win_rates_among_a_group_sum_to_half", "test_spo_gradient_is_that_of_the_win_rate",
+                              "test_recent_answers_are_the_opponents")
+        + _exact("test_exploitability_of_the_average_is_the_average_regret",
+                 "test_the_average_converges_and_the_last_iterate_circles",
+                 "test_iterative_dpo_solves_bradley_terry_games_and_not_cycles",
+                 "test_a_fit_to_skewed_comparisons_of_a_cycle_is_no_equilibrium"),
+    ),
+    Method(
+        slug="nash-md", build=nash_md, row=158, family="preference", title="Nash Learning from Human Feedback",
+        paper="arXiv 2312.00886",
+        equation="L = -SUM((w - 1/2 - tau sum_{m>=n} log(pi / ref)) log pi(y_n)),  w against softmax((1-c) l_pi + c l_ref)\n"
+                 "exact: pi' = mix exp(eta P(. > mix)) / Z,  mix = pi^(1 - eta tau) ref^(eta tau)",
+        claim="against a mixture with the reference the policy is harder to exploit than RL on a fitted reward and than the best "
+              "response to the reference; KL to the equilibrium stays below 8 / (tau^2 (T + 1))",
+        identity_tests=_tests("test_nash_md_gradient", "test_a_half_less_changes_no_expectation",
+                              "test_the_divergence_to_the_mixture_is_a_share_of_that_to_the_reference",
+                              "test_the_divergence_of_tokens", "test_opponents_are_drawn_from_the_mixture",
+                              "test_a_model_and_its_reference_are_mixed_token_by_token")
+        + _exact("test_nash_md_one_step_bound_and_schedule", "test_nash_md_differs_from_inpo_by_its_opponent_alone",
+                 "test_without_regularisation_all_are_multiplicative_weights"),
+    ),
+    Method(slug="nash-ema", build=nash_ema, family="preference", title="Nash-EMA-PG (Nash Learning from Human Feedback)",
+           paper="arXiv 2312.00886", equation="as nash-md, against the policy of averaged parameters",
+           identity_tests=_tests("test_nash_ema_between_its_limits")),
+    Method(
+        slug="nash-mp", build=nash_mp, row=85, family="preference", paper="arXiv 2505.19731",
+        title="Accelerating Nash Learning from Human Feedback via Mirror Prox",
+        equation="A_i = w_i - 1/2 - (k_i - mean_{j != i} k_j),  k = beta log(pi / ref) + beta / eta log(pi / anchor)\n"
+                 "exact: two prox steps from pi_k, KL(pi* || pi_k) <= (1 + 2 beta)^-k KL(pi* || ref) at eta = 2 beta",
+        claim="Nash-MP converges linearly in the last iterate, far below the best constant steps of Nash-MD and INPO at equal "
+              "queries; with samples, the anchor lowers the noise floor at large learning rates",
+        identity_tests=_tests("test_nash_mp_rests_at_the_equilibrium", "test_a_second_baseline_moves_the_fixed_point",
+                              "test_at_the_anchor_nash_mp_is_regularised_self_play",
+                              "test_nash_mp_gradient_away_from_the_anchor")
+        + _exact("test_nash_mp_contracts_by_1_over_1_plus_2_tau", "test_the_proximal_point_equality",
+                 "test_halving_nash_mp_gives_inpo", "test_in_a_linear_game_the_half_steps_coincide",
+                 "test_the_equilibrium_stays_where_it_is"),
+    ),
+    Method(
+        slug="inpo", build=inpo, row=81, family="preference", paper="arXiv 2407.00617",
+        title="Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning",
+        equation="L = mean_pairs (h(won) - h(lost) - 1 / (2 eta))^2,  h = tau/eta log(pi / ref) + (1 - tau/eta) log(pi / pi_t)",
+        claim="on intransitive preferences the last iterate of INPO comes near the equilibrium where iterative DPO drifts to an "
+              "exploitable policy",
+        identity_tests=_tests("test_inpo_minimiser_is_the_mirror_step", "test_inpo_at_equal_rates_is_ipo_on_its_own_pairs",
+                              "test_inpo_gradient_as_advantages", "test_expected_labels_have_the_mean_gradient_of_drawn_ones",
+                              "test_inpo_without_a_reference_is_the_exponential_weights")
+        + _exact("test_inpo_one_step_bound", "test_the_equilibrium_stays_where_it_is",
+                 "test_the_regularised_equilibrium_is_the_fixed_point"),
+    ),
+    Method(slug="online-dpo", build=online_dpo, family="preference", title="Iterative DPO on its own answers",
+           paper="arXiv 2402.04792", equation="L = mean_pairs -log sigmoid(beta (rho(won) - rho(lost))),  rho = log(pi / pi_t)",
+           identity_tests=_tests("test_dno_is_dpo_against_the_iterate")
+           + _exact("test_iterative_dpo_solves_bradley_terry_games_and_not_cycles")),
+    Method(
+        slug="sppo", build=sppo, row=88, family="preference", paper="arXiv 2405.00675",
+        title="Self-Play Preference Optimization for Language Model Alignment",
+        equation="L = mean_answers (log(pi / pi_t) - eta (w - 1/2))^2     exact: pi' = pi_t exp(eta P(. > pi_t)) / Z",
+        claim="the average iterate nears the equilibrium like 1 / sqrt(T), and SPPO raises the log-probs of winners where DPO "
+              "lets them fall",
+        identity_tests=_tests("test_sppo_minimiser_is_the_exponential_weights_step", "test_sppo_of_five_answers_by_hand",
+                              "test_sppo_skips_groups_whose_scores_are_equal", "test_the_difference_of_sppo_targets_is_inpos",
+                              "test_sppo_raises_the_winner_whatever_the_loser_does")
+        + _exact("test_the_average_converges_and_the_last_iterate_circles"),
+    ),
+    Method(
+        slug="dno", build=dno, row=109, family="preference", paper="arXiv 2404.03715",
+        title="Direct Nash Optimization: Teaching Language Models to Self-Improve with General Preferences",
+        equation="L = mean_pairs -log sigmoid(beta (rho(y+) - rho(y-))),  rho = log(pi / pi_t)\n"
+                 "pairs: K answers and a teacher's ranked by win rate, far apart; 30 % are of the last steps",
+        claim="iterating on its own and a teacher's answers beats DPO on fixed pairs and supervised learning of the better ones, "
+              "improves from iteration to iteration, and goes past the teacher",
+        identity_tests=_tests("test_dno_is_dpo_against_the_iterate", "test_dno_population_minimiser",
+                              "test_dno_pairs_of_students_and_teacher"),
+    ),
+    Method(
+        slug="apo-accelerated", build=apo, row=91, family="preference", paper="arXiv 2410.06293",
+        title="Accelerated Preference Optimization for Large Language Model Alignment",
+        equation="theta_{t+1} = made_{t+1} + alpha (made_{t+1} - made_t),  made_{t+1} = an iteration of the base from theta_t",
+        claim="momentum alpha between iterations reaches the same suboptimality in about (1 - alpha) of them",
+        identity_tests=_tests("test_without_momentum_apo_is_its_base", "test_extrapolated_parameters_are_extrapolated_logits",
+                              "test_a_run_extrapolates_before_it_samples_and_renews_its_reference")
+        + _exact("test_extrapolated_exact_steps_have_a_closed_form", "test_extrapolation_rests_at_a_fixed_point"),
+    ),
+)  # fmt: skip
+STUDIES = (
+    Study(
+        slug="vr-halpern", function=halpern, row=101, family="theory", paper="arXiv 2310.02987",
+        title="Variance Reduced Halpern Iteration for Finite-Sum Monotone Inclusions",
+        equation="u_{k+1} = J(lam_k u_0 + (1 - lam_k) u_k - eta F~_k),  eta = 1 / (4 L),  F~: PAGE with sqrt(n) components\n"
+                 "E |F(u_k)| <= 16 L |u_0 - u*| / (k + 4)",
+        claim="at equal component evaluations the residual of the last iterate is several times smaller than with full batches, "
+              "and within its bound",
+        identity_tests=tuple(f"tests/tabular/test_halpern.py::{t}" for t in (
+            "test_without_anchor_it_is_the_forward_step", "test_a_whole_batch_is_deterministic",
+            "test_the_expected_error_shrinks_by_1_minus_p", "test_the_residual_bound_and_its_constant",
+            "test_the_resolvent_bound", "test_the_sampled_resolvent_finds_the_exact_one",
+            "test_anchored_extragradient_solves_what_forward_steps_cannot")),
+    ),
+)  # fmt: skip
