@@ -313,8 +313,8 @@ CLAIMS = (
         f"than wrong ones. Groups of {GROUP} from weights renewed every {SYNC} updates, 40 updates; success is the "
         "mean of the run, entropy that when success was a half, and at the end. All arms have the token mean; clip "
         "higher is .8 to 1.28. With answers of one length both signs weigh the same and the search hardly moves: no "
-        "difference was seen. Here BAPO learns faster, as every wider clip does, at the price of entropy: among six tokens few are "
-        "rare, and raising rare ones is what would have added some.",
+        "difference was seen. Here BAPO learns faster, as every wider clip does, at the price of entropy: among six tokens few "
+        "are rare, and raising rare ones is what would have added some.",
     ),
     Claim(
         slug="d3s",
