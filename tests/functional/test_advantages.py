@@ -256,3 +256,23 @@ def test_beta_three_halves_is_group_normalisation_up_to_pi_over_eight() -> None:
     mean = F.group_mean(reward, index, 2)
     z = F.normalize(reward, mean, F.group_std(reward, index, 2, unbiased=False))
     assert_close(F.normalize(reward, mean, F.beta_scale(mean, 1.5, 1.5)), math.pi / 8 * z)
+
+
+def test_group_softmax_by_hand() -> None:
+    """Shares of the named entries of each group: e^0 : e^log 3 = 1/4 : 3/4; alone 1; nobody named 0; others 0."""
+    values = torch.tensor([0.0, 9.0, math.log(3.0), -2.0, 5.0])
+    index, where = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([True, False, True, True, False])
+    found = F.group_softmax(values, index, 3, where)
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.0, 0.75, 1.0, 0.0]))
+    far = F.group_softmax(values + 1e4, index, 3, where)
+    torch.testing.assert_close(far, found, atol=1e-3, rtol=1e-3)
+
+
+def test_group_variance_has_a_slope_where_the_std_has_none() -> None:
+    x = torch.tensor([2.0, 2.0, 5.0, 1.0], dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([0, 0, 1, 1])
+    found = F.group_variance(x, index, 2)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 8.0, 8.0], dtype=torch.float64))
+    torch.testing.assert_close(F.group_variance(x, index, 2, unbiased=False)[2:], found[2:] / 2)
+    (slope,) = torch.autograd.grad(found[0] + found[2], x)
+    torch.testing.assert_close(slope, torch.tensor([0.0, 0.0, 4.0, -4.0], dtype=torch.float64))

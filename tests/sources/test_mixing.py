@@ -15,7 +15,7 @@ from unipo.episodes import Episodes
 from unipo.policies import load_policy
 from unipo.sources.augment import Demonstrated
 from unipo.sources.encode import encode_completion, encode_prompt
-from unipo.sources.filters import MaskTruncated, MixedOutcomes, Relabel, SuccessBetween
+from unipo.sources.filters import LengthPenalty, MaskTruncated, MixedOutcomes, Relabel, SuccessBetween
 from unipo.sources.keyed import shuffled
 from unipo.sources.mixer import Mixer
 from unipo.sources.prompts import Curriculum, Prompt, RowPrompts
@@ -143,6 +143,14 @@ def test_rows_cycle_through_everything_once_an_epoch() -> None:
     assert [shuffled(i, 7, "k") for i in range(7)] != [shuffled(i, 7, "k") for i in range(7, 14)]
 
 
+def test_fixed_rows_say_which_draw_they_are() -> None:
+    """Groups of two, three per step of an epoch of four: the same row has another number in every epoch."""
+    rows = Rows(old_groups(4, 0), 3, 0)
+    first, second = rows.draw(0, 0), rows.draw(1, 0)
+    assert first["draw"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert second["draw"].tolist() == [3, 3, 4, 4, 5, 5]
+
+
 def test_the_mixer_labels_and_records_its_shares() -> None:
     mixed = Mixer({"replay": Replay(1, 0), "demos": Rows(old_groups(4, 0), 3, 0), "old": Rows(old_groups(4, 1), 1, 0)})
     batch = mixed.draw(0, 0)
@@ -180,6 +188,7 @@ def test_filters_and_curricula() -> None:
     assert MixedOutcomes()(e).tolist() == [True, False, False]
     assert SuccessBetween(low=0.4, high=1.1)(e).tolist() == [True, True, False]
     assert MaskTruncated()(e, 9)["mask"].tolist() == [True] * 10 + [False] * 2
+    assert LengthPenalty(0.5)(e, 4)["reward"].tolist() == [0.75, 0.0, 0.75, 0.75, 0.0, 0.0], "two tokens of four"
     easy, hard = RowPrompts(PROMPTS[:2]), RowPrompts(PROMPTS[2:])
     curriculum = Curriculum(stages=[(0, easy), (10, hard)])
     assert curriculum.at(9) is easy
