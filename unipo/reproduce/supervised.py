@@ -103,11 +103,12 @@ CLAIMS = (
             Expectation(arm=FEW, metric="forgotten", than="otr", least=-0.02, most=0.02),
             Expectation(arm=MANY, metric="forgotten", than="otr", least=-0.01, most=0.01),
         ),
-        note=f"A network of one hidden layer that is right {KNOWN:.0%} of the time about {PROMPTS} prompts with one answer each. "
-        f"{DEMONSTRATIONS} demonstrations of each of {TAUGHT} prompts, one digit in ten wrong; batches of {BATCH}, 100 "
-        f"updates. All numbers are taken where the taught prompts are first right {TARGET:.0%} of the time (at the end where "
-        "they never are: kept is 0 then): equal learning, not equal updates. Forgotten: success lost on the other prompts. KL: "
-        "from the policy before, per answer. With wrong digits in the demonstrations plain likelihood learns those too, which "
-        "is what weighting by probability avoids; whatever OTR gains here DFT gains.",
+        note=f"A network of one hidden layer that is right {KNOWN:.0%} of the time about {PROMPTS} prompts with one "
+        f"answer each. {DEMONSTRATIONS} demonstrations of each of {TAUGHT} prompts, one digit in ten wrong; "
+        f"batches of {BATCH}, 100 updates. All numbers are taken where the taught prompts are first right "
+        f"{TARGET:.0%} of the time (at the end where they never are: kept is 0 then): equal learning, not equal "
+        "updates. Forgotten: success lost on the other prompts. KL: from the policy before, per answer. With "
+        "wrong digits in the demonstrations plain likelihood learns those too, which is what weighting by "
+        "probability avoids; whatever OTR gains here DFT gains.",
     ),
 )
