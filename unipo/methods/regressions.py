@@ -113,7 +113,7 @@ CONSTANTS = {"fixed": Center(), "free": GroupMean()}
 
 
 def dapo_direct(*, group: int = 32, beta: float = 0.01, gap: float = 0.1, constant: str = "fixed", solutions: int = 6,
-                completions: int = 16, values: int = 16, boundary: str = "\n", renew: int = 0) -> Recipe:  # fmt: skip
+                completions: int = 16, values: int = 16, boundary: str = "\\n", renew: int = 0) -> Recipe:  # fmt: skip
     """Direct advantage-based policy optimisation (arXiv 2412.18279): regress the log-ratio of a step to its advantage.
 
         L = mean over (s, a) of ( A(s, a) / beta - log( pi(a | s) / ref(a | s) ) )^2 / 2,    A = q(s, a) - mean over candidates
@@ -125,7 +125,7 @@ def dapo_direct(*, group: int = 32, beta: float = 0.01, gap: float = 0.1, consta
     Departs from the paper: q is the Monte-Carlo value itself, not a critic trained on such; data are sampled by the current
     policy every step, the reference is the policy of the start, or of the last `renew` steps (iterative DAPO).
     """
-    candidates = StepCandidates(After(boundary), solutions, completions, values)
+    candidates = StepCandidates(After(boundary.replace("\\n", "\n")), solutions, completions, values)
     term = ScoreRegression(
         target=AffineOutcome(1.0 / beta, 0.0), score=LogRatioScore(1.0), center=CONSTANTS[constant], per="episode"
     )
