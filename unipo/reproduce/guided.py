@@ -210,7 +210,10 @@ CLAIMS = (
         ),
         note=f"A table of logits, {PROMPTS} prompts with one right answer of {VOCABULARY**LENGTH:,}, solved "
         f"{FIRST * REST**3:.1e} of the time, with the hint (it reveals the first token) {HINTED * REST**3:.2f}; groups of "
-        f"{GROUP} and as many guided, {2 * GROUP} in the arms without hints, 100 updates, exact success without hints.",
+        f"{GROUP} and as many guided, {2 * GROUP} in the arms without hints, 100 updates, exact success without hints. "
+        "Always guiding cost nothing here: a table has no parameters that prompts share, and the ratio takes out of the "
+        "expectation what the hint put in. For the same reason, with a hint that never misleads, no correction at all learned "
+        "fastest.",
     ),
     Claim(
         slug="pope",
@@ -244,7 +247,7 @@ CLAIMS = (
             "random teachers": _made("ampo", group=GROUP, budget=float(LENGTH), pick="random"),
         },
         trial=ampo_trial,
-        steps=120,
+        steps=50,
         tune="success",
         grid=RATES,
         expectations=(
@@ -253,8 +256,9 @@ CLAIMS = (
             Expectation(arm="ampo", metric="success", than="random teachers", least=-0.02),
         ),
         note=f"A network of one hidden layer, {PROMPTS} prompts of whose {VOCABULARY**LENGTH:,} answers {FORMATS} are right, one "
-        f"in the format of each teacher; groups of {GROUP}, 120 updates, exact success. One teacher: the first, in every group "
-        "(LUFFY without the std). Formats: exp of the entropy of the formats of right answers.",
+        f"in the format of each teacher; groups of {GROUP}, 50 updates, exact success. One teacher: the first, in every group "
+        "(LUFFY without the std). Formats: exp of the entropy of the formats of right answers. (After 120 updates, tried first, "
+        "every arm that solves the prompts had come down to one format each, which decides nothing.)",
     ),
     Claim(
         slug="tempsamp",
@@ -276,7 +280,9 @@ CLAIMS = (
         ),
         note=f"A network of one hidden layer finds the interval in a noisy signal of {BINS} bins; {TRAIN} signals in training, "
         f"{HELD_OUT} others for the numbers; rewarded with intersection over union; 3 rollouts and the right answer, or 4 "
-        "rollouts, 60 updates, exact rates.",
+        "rollouts, 60 updates, exact rates. The right answers raised what was measured in training and lowered it on other "
+        "signals, with and without softening: a small network learns the answers by heart. That plain injection is worse than "
+        "GRPO is the paper's finding too.",
     ),
     Claim(
         slug="arpo-replay",
