@@ -86,7 +86,7 @@ def curriculum_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapp
 PROMPTS, CHOICES, GROUP, PASSES = 8, 10, 8, 4
 NOISE = 1.0
 BASE_RATES = (10.0, 30.0, 100.0, 300.0, 1000.0)
-MEASURED = 256
+MEASURED = 128
 Baseline = Callable[[TabularTask, TabularPolicy], Tensor]
 
 
@@ -207,7 +207,7 @@ CLAIMS = (
             NONE: Estimator(RLOO.but(center=Center())),
         },
         trial=estimator_trial,
-        steps=50,
+        steps=30,
         tune="mean success",
         grid=(0.0,),
         expectations=(
@@ -219,7 +219,7 @@ CLAIMS = (
             Expectation(arm=WHOLE_METHOD, metric="success at the largest rate", than=FIXED, least=0.0),
         ),
         note="Eight softmax bandits of ten answers with expected rewards in [0, 1] and normal noise of 1 on each draw, groups "
-        "of eight, four passes over the prompts a step, 50 plain gradient steps at each of the base rates 10 to 1000. "
+        "of eight, four passes over the prompts a step, 30 plain gradient steps at each of the base rates 10 to 1000. "
         "Variance of the gradient of one pass relative to its squared norm, measured at a policy that leave-one-out "
         "training had brought some of the way; the best baseline and the mean reward are exact, as a known b would be.",
     ),
