@@ -29,6 +29,7 @@ from unipo.reproduce import (
     token_rewards,
 )
 from unipo.reproduce.claim import Claim, Expectation, combined
+from unipo.reproduce.picture import picture
 from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
@@ -40,14 +41,14 @@ CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in 
 
 def reproduce_claim(slug: str, seeds: int = 5, console: Console | None = None, *, steps: int | None = None,
                     folder: Path = VERDICTS) -> RenderableType:  # fmt: skip
-    """Run the experiment of `slug`, write `folder/<slug>.json`, and return the table of what came out.
+    """Run the experiment of `slug`, write `folder/<slug>.json` and `.png`, and return the table of what came out.
 
     `steps` shortens every trial. Raises KeyError for a slug without a claim.
     """
     if slug not in CLAIMS:
         raise KeyError(f"no claim is written down for {slug!r}; there are: {', '.join(CLAIMS)}")
     verdict = run_claim(CLAIMS[slug], seeds, console or Console(), steps)
-    write(verdict, folder)
+    picture(verdict, write(verdict, folder).with_suffix(".png"))
     return shown(verdict)
 
 

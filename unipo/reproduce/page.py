@@ -1,4 +1,4 @@
-"""docs/claims.md from the verdict files: `python -m unipo.reproduce.page [FILE]`."""
+"""docs/claims.md and its pictures from the verdict files: `python -m unipo.reproduce.page [FILE]`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unipo.reproduce.claim import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from unipo.reproduce.picture import picture
 from unipo.reproduce.run import VERDICTS
 
 INTRODUCTION = """\
@@ -53,6 +54,7 @@ def section(verdict: Mapping[str, Any]) -> str:
     for arm, found in arms.items():
         cells = " | ".join(_spread(found[m]["mean"], found[m]["interval"]) for m in metrics)
         lines.append(f"| {arm} | {found['learning_rate']:g} | {cells} |")
+    lines += ["", f"![{verdict['slug']}](../unipo/reproduce/verdicts/{verdict['slug']}.png)"]
     lines += ["", "| expected | measured | verdict |", "|---|---|---|"]
     for part in verdict["expectations"]:
         lines.append(f"| {part['expected']} | {_spread(part['difference'], part['interval'])} | {part['verdict']} |")
@@ -70,7 +72,10 @@ def _spread(mean: float | None, interval: list[float | None]) -> str:
 def main(arguments: list[str]) -> None:
     path = Path(arguments[0]) if arguments else VERDICTS.parents[2] / "docs" / "claims.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(verdicts()), encoding="utf-8")
+    found = verdicts()
+    for verdict in found:
+        picture(verdict, VERDICTS / f"{verdict['slug']}.png")
+    path.write_text(page(found), encoding="utf-8")
     print(path)
 
 
