@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -160,10 +162,10 @@ NASH_MP = Claim(
         Expectation(arm="nash-mp", metric="log10 KL", than="inpo", most=-3.0),
         Expectation(arm="sampled, anchor", metric="log10 KL", than="sampled, no anchor", most=0.0),
     ),
-    note="Cycles of three answers with random odds and a random reference, beta 0.02; KL(pi* || pi) after 400 win rates "
-    "of all answers against a policy (200 steps of Nash-MP at its own eta = 2 beta, 400 of the others at the best constant step). "
-    "Of the bound: the largest KL / ((1 + 2 beta)^-k KL_0), where KL is above 1e-13. Sampled: the recipe, groups of 16, Adam at 0.3, "
-    "200 steps, beta 0.05, mean KL over the last 100.",
+    note="Cycles of three answers with random odds and a random reference, beta 0.02; KL(pi* || pi) after 400 win rates of "
+    "all answers against a policy (200 steps of Nash-MP at its own eta = 2 beta, 400 of the others at the best "
+    "constant step). Of the bound: the largest KL / ((1 + 2 beta)^-k KL_0), where KL is above 1e-13. Sampled: the "
+    "recipe, groups of 16, Adam at 0.3, 200 steps, beta 0.05, mean KL over the last 100.",
 )
 
 
@@ -174,7 +176,9 @@ TAU, ANSWERS = 0.05, 5
 def fitted(game: PreferenceGame, start: Tensor, tau: float) -> tuple[Recipe, TabularTask]:
     """RL with a KL penalty on Bradley-Terry scores of comparisons between answers of the start."""
     advantage = Plus((Normalised(center=LeaveOneOut()), LogRatioToGo(tau)))
-    recipe = Recipe(objective=PolicyGradient(advantage=advantage, aggregate=EpisodeSum()), rollouts=RolloutSpec(group=8))
+    recipe = Recipe(
+        objective=PolicyGradient(advantage=advantage, aggregate=EpisodeSum()), rollouts=RolloutSpec(group=8)
+    )
     return recipe, bandit(game.answers, fitted_scores(game, start.exp()))
 
 
@@ -205,7 +209,14 @@ def md_trial(arm: float | str, rate: float, seed: int, steps: int) -> Mapping[st
 NASH_MD = Claim(
     slug="nash-md",
     statement=STATEMENTS["nash-md"],
-    arms={"nash-md": 0.25, "self-play": 0.0, "best response": 1.0, "rlhf": "rlhf 1", "rlhf, tau x 4": "rlhf 4", "exact": "exact"},
+    arms={
+        "nash-md": 0.25,
+        "self-play": 0.0,
+        "best response": 1.0,
+        "rlhf": "rlhf 1",
+        "rlhf, tau x 4": "rlhf 4",
+        "exact": "exact",
+    },
     trial=md_trial,
     steps=150,
     tune="gap",
@@ -217,11 +228,12 @@ NASH_MD = Claim(
         Expectation(arm="nash-md", metric="exploitability", than="best response", most=0.0),
         Expectation(arm="exact", metric="of the bound", most=1.0),
     ),
-    note="Cycles of five answers with random odds and a random reference, tau 0.05, groups of 8 against 8 opponents, 150 steps; "
-    "means over the last 20 policies of max P(pi > policy) - 1/2 and of the gap of the regularised game, exact. RLHF: policy "
-    "gradient on Bradley-Terry scores fitted to all comparisons of answers of the reference, with the same KL penalty and with four "
-    "times of it (a score's slope is four times a probability's). Exact: the mirror descent with eta_t = 2 / (tau (t + 2)), tau "
-    "0.3, 1500 steps. Self-play is shown, not judged: the paper found it nearly as good.",
+    note="Cycles of five answers with random odds and a random reference, tau 0.05, groups of 8 against 8 opponents, 150 "
+    "steps; means over the last 20 policies of max P(pi > policy) - 1/2 and of the gap of the regularised game, "
+    "exact. RLHF: policy gradient on Bradley-Terry scores fitted to all comparisons of answers of the reference, with "
+    "the same KL penalty and with four times of it (a score's slope is four times a probability's). Exact: the mirror "
+    "descent with eta_t = 2 / (tau (t + 2)), tau 0.3, 1500 steps. Self-play is shown, not judged: the paper found it "
+    "nearly as good.",
 )
 
 
@@ -257,21 +269,26 @@ INPO = Claim(
         Expectation(arm="inpo", metric="KL to the equilibrium", than="no reference", most=0.0),
         Expectation(arm="exact", metric="gap", most=0.01),
     ),
-    note="Cycles of five answers with random odds and a random reference, tau 0.1, eta 1: 80 iterations of 12 fresh answers, all "
-    "their pairs with one drawn label each, 8 passes. Means over the last 20 policies, exact. Iterative DPO has beta = eta and no "
-    "reference but the policy of the iteration; no reference: INPO with tau 0. Exact: mirror steps with eta_t = tau (t + 2) / 2, "
-    "800 of them. The paper's best-of-tournament pairs are not used: its equality holds for independent ones.",
+    note="Cycles of five answers with random odds and a random reference, tau 0.1, eta 1: 80 iterations of 12 fresh "
+    "answers, all their pairs with one drawn label each, 8 passes. Means over the last 20 policies, exact. Iterative "
+    "DPO has beta = eta and no reference but the policy of the iteration; no reference: INPO with tau 0. Exact: "
+    "mirror steps with eta_t = tau (t + 2) / 2, 800 of them. The paper's best-of-tournament pairs are not used: its "
+    "equality holds for independent ones.",
 )
 
 
 # ---- SPPO ------------------------------------------------------------------------------------------------------------
+def step(game: PreferenceGame, size: float, policy: Tensor, t: int) -> Tensor:
+    return solvers.multiplicative_weights(game, policy, size)
+
+
 def sppo_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     game, start = cyclic(seed, ANSWERS)
     uniform = torch.full_like(start, 1 / ANSWERS).log()
     apart = []
     for horizon in (4 * steps, 64 * steps):
         size = math.sqrt(8 * math.log(ANSWERS) / horizon)
-        path = solvers.iterate(lambda p, t, s=size: solvers.multiplicative_weights(game, p, s), uniform, horizon)  # type: ignore[misc]
+        path = solvers.iterate(partial(step, game, size), uniform, horizon)
         apart.append(max(game.exploitability(path[:-1].exp().mean(0)), FLOOR))
     slope = math.log(apart[1] / apart[0]) / math.log(16)
     judge = TableJudge.of(game, bandit(ANSWERS))
@@ -316,9 +333,10 @@ SPPO = Claim(
         Expectation(arm="sppo", metric="log-ratio of winners", least=0.0),
         Expectation(arm="sppo", metric="log-ratio of winners", than="online dpo", least=0.0),
     ),
-    note="Cycles of five answers with random odds. The slope of log exploitability over log T of the average iterate of exact "
-    "steps, T from 240 to 3840, eta sqrt(8 log 5 / T); -1/2 is what is proven. Log-ratio of winners: the recipes on 60 iterations of "
-    "5 sampled answers with 8 passes at Adam 0.05, the mean of log pi_{t+1}/pi_t of each iteration's best answer, eta 2, beta 0.1.",
+    note="Cycles of five answers with random odds. The slope of log exploitability over log T of the average iterate of "
+    "exact steps, T from 240 to 3840, eta sqrt(8 log 5 / T); -1/2 is what is proven. Log-ratio of winners: the "
+    "recipes on 60 iterations of 5 sampled answers with 8 passes at Adam 0.05, the mean of log pi_{t+1}/pi_t of each "
+    "iteration's best answer, eta 2, beta 0.1.",
 )
 
 
@@ -355,9 +373,10 @@ SPO = Claim(
         Expectation(arm="spo", metric="exploitability", most=0.1),
         Expectation(arm="fitted reward", metric="exploitability", least=0.2),
     ),
-    note="A cycle of three answers with random odds, and a fourth that loses to all with 0.9. Exploitability max P(pi > p) - 1/2 of "
-    "the average policy: of the recipe (groups of 8, 300 steps of Adam), of exact exponential weights (3000 steps); of the best "
-    "answer by Bradley-Terry scores that are fitted to comparisons of a random policy. The paper's control tasks are left out.",
+    note="A cycle of three answers with random odds, and a fourth that loses to all with 0.9. Exploitability max P(pi > p) "
+    "- 1/2 of the average policy: of the recipe (groups of 8, 300 steps of Adam), of exact exponential weights (3000 "
+    "steps); of the best answer by Bradley-Terry scores that are fitted to comparisons of a random policy. The "
+    "paper's control tasks are left out.",
 )
 
 
@@ -372,7 +391,9 @@ def apo_trial(arm: float, rate: float, seed: int, steps: int) -> Mapping[str, fl
     reached = (gap <= 0.01 * gap[0]).nonzero()
     iterations = float(reached[0]) if len(reached) else float(len(gap))
     judge = TableJudge.of(PreferenceGame.bradley_terry(4 * score), bandit(10))
-    recipe = apo(alpha=arm, every=5, group=6, judge=judge) if arm else online_dpo(every=5, group=6, epochs=1, judge=judge)
+    recipe = (
+        apo(alpha=arm, every=5, group=6, judge=judge) if arm else online_dpo(every=5, group=6, epochs=1, judge=judge)
+    )
     path = trained(recipe, bandit(10), start, rate, seed, steps)
     return {"log iterations": math.log(iterations), "reward": float(path[-1].exp() @ score)}
 
@@ -386,14 +407,20 @@ APO = Claim(
     tune="reward",
     grid=(0.03,),
     expectations=(
-        Expectation(arm="apo .3", metric="log iterations", than="iterative dpo", least=math.log(0.55), most=math.log(0.85)),
-        Expectation(arm="apo .5", metric="log iterations", than="iterative dpo", least=math.log(0.35), most=math.log(0.65)),
-        Expectation(arm="apo .8", metric="log iterations", than="iterative dpo", least=math.log(0.1), most=math.log(0.4)),
+        Expectation(
+            arm="apo .3", metric="log iterations", than="iterative dpo", least=math.log(0.55), most=math.log(0.85)
+        ),
+        Expectation(
+            arm="apo .5", metric="log iterations", than="iterative dpo", least=math.log(0.35), most=math.log(0.65)
+        ),
+        Expectation(
+            arm="apo .8", metric="log iterations", than="iterative dpo", least=math.log(0.1), most=math.log(0.4)
+        ),
         Expectation(arm="apo .3", metric="reward", than="iterative dpo", least=0.0),
     ),
-    note="Ten arms with uniform rewards. Log iterations: exact steps pi exp(r / 5) until 1 % of the first gap is left; expected within "
-    "0.15 of 1 - alpha, in part 0.1 to 0.4 for 0.8. Reward: the recipe, six rounds of five steps of Adam at 0.03 with groups of 6 and "
-    "drawn Bradley-Terry labels, against the same base without momentum.",
+    note="Ten arms with uniform rewards. Log iterations: exact steps pi exp(r / 5) until 1 % of the first gap is left; "
+    "expected within 0.15 of 1 - alpha, in part 0.1 to 0.4 for 0.8. Reward: the recipe, six rounds of five steps of "
+    "Adam at 0.03 with groups of 6 and drawn Bradley-Terry labels, against the same base without momentum.",
 )
 
 
@@ -435,9 +462,13 @@ def dno_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[str, floa
     found = Quality.of(seed)
     policy = TabularPolicy(0.3 * TabularPolicy.random(QUESTIONS, LENGTH, WORDS, seed).logits)
     start = TabularPolicy(policy.logits)
-    online = dno(group=5, beta=0.1, replayed=0.3 if arm == "dno" else 0.0, epochs=2, teacher=int(arm != "dno, no teacher"))
+    online = dno(
+        group=5, beta=0.1, replayed=0.3 if arm == "dno" else 0.0, epochs=2, teacher=int(arm != "dno, no teacher")
+    )
     both = rollouts | demonstrations
-    offline = online.but(objective=Pairwise(score=LogRatioScore(0.1, "reference"), confidence=Outcome("confidence"), rows=both))
+    offline = online.but(
+        objective=Pairwise(score=LogRatioScore(0.1, "reference"), confidence=Outcome("confidence"), rows=both)
+    )
     positives = online.but(objective=Likelihood(rows=both & Marked("chosen"), aggregate=TokenMean()))
     recipe = {"offline dpo": offline, "sft on positives": positives}.get(arm, online)
     writer = policy if arm.startswith("dno") else start
@@ -446,7 +477,8 @@ def dno_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[str, floa
     train((recipe,), policy, source, steps=steps, rate=rate, reference=start,
           watch=lambda step: seen.append(against_teacher(found, policy)))  # fmt: skip
     quarter = [seen[(len(seen) - 1) * i // 4] for i in range(5)]
-    return {"win rate": seen[-1], "smallest gain of a quarter": min(b - a for a, b in zip(quarter, quarter[1:], strict=False))}
+    gains = [after - before for before, after in pairwise(quarter)]
+    return {"win rate": seen[-1], "smallest gain of a quarter": min(gains)}
 
 
 DNO = Claim(
@@ -463,10 +495,11 @@ DNO = Claim(
         Expectation(arm="dno", metric="win rate", least=0.5),
         Expectation(arm="dno", metric="smallest gain of a quarter", least=0.0),
     ),
-    note="Four prompts, answers of three of four words with additive random worth; the judge is a logistic preference for it, the "
-    "teacher's answer the 13th best of 64. 40 iterations of 5 answers and the teacher's per prompt, 2 passes; win rate: the exact "
-    "probability to be preferred to the teacher. Offline DPO and SFT have as many answers of the start and the teacher, ranked and "
-    "filtered alike. The smallest gain is that of the worst of four quarters of the run.",
+    note="Four prompts, answers of three of four words with additive random worth; the judge is a logistic preference for "
+    "it, the teacher's answer the 13th best of 64. 40 iterations of 5 answers and the teacher's per prompt, 2 passes; "
+    "win rate: the exact probability to be preferred to the teacher. Offline DPO and SFT have as many answers of the "
+    "start and the teacher, ranked and filtered alike. The smallest gain is that of the worst of four quarters of the "
+    "run.",
 )
 
 
@@ -497,9 +530,9 @@ HALPERN = Claim(
         Expectation(arm="variance-reduced", metric="of the bound", most=1.0),
         Expectation(arm="full batch", metric="of the bound", most=1.0),
     ),
-    note="Random least squares of 400 components in 20 dimensions, 240,000 component evaluations each; |F(u_k)| of the last "
-    "iterate, at least halved is expected, and the largest share of the bound 16 L |u_0 - u*| / (k + 4) along the way. L is the "
-    "exact average cocoercivity. The monotone Lipschitz variant is checked by its tests only.",
+    note="Random least squares of 400 components in 20 dimensions, 240,000 component evaluations each; |F(u_k)| of the "
+    "last iterate, at least halved is expected, and the largest share of the bound 16 L |u_0 - u*| / (k + 4) along "
+    "the way. L is the exact average cocoercivity. The monotone Lipschitz variant is checked by its tests only.",
 )
 
 CLAIMS: Sequence[Claim] = (NASH_MP, NASH_MD, INPO, SPPO, SPO, APO, DNO, HALPERN)
