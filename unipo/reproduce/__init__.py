@@ -26,6 +26,7 @@ from unipo.reproduce import (
     stale_data,
     supervised,
     tabular_theory,
+    text_applications,
     token_rewards,
 )
 from unipo.reproduce.claim import Claim, Expectation, combined
@@ -34,7 +35,7 @@ from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
          on_policy_control, actor_critic, control_applications, regressions, supervised, guided, self_tuning, token_rewards,
-         segments)  # fmt: skip
+         segments, text_applications)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 

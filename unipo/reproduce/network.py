@@ -41,6 +41,14 @@ class NetworkPolicy(TabularPolicy):
         return (hidden @ self.outward + self.bias).reshape(*self.value.shape, -1)
 
     @property
+    def length(self) -> int:
+        return int(self.value.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.value.shape[2]) - 1
+
+    @property
     def width(self) -> int:
         return self.inward.shape[1]
 

@@ -12,7 +12,7 @@ Prompts say how in two columns: `describe_prompt`, and `reason_prompt`, in which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
@@ -48,10 +48,8 @@ class DescribeThenReason:
             raise ValueError(f"{self}: expected at least one prompt, description, trace, and kept trace")
 
 
-class Reasoner(Protocol):
-    """Answers prompts of text by text. `keys` [n, k]: what the draw of each depends on."""
-
-    def __call__(self, prompts: Sequence[str], keys: Tensor) -> list[str]: ...
+Reasoner = Callable[[Sequence[str], Tensor], list[str]]
+"""(prompts of text [n], keys [n, k]: what the draw of each depends on) -> answers of text."""
 
 
 class SamplesText(Protocol):
