@@ -367,7 +367,7 @@ CLAIMS = (
         f"whole scratchpad nearly always, by chance where in between. Groups of {GROUP}, 50 updates: after 100 all arms write "
         "answers of full length. Length: mean over the run. The last metric is of another task, where every further token "
         "makes an answer worse. Adam makes the arms' step sizes alike: a factor of all weights changes nothing. "
-        "Seen: one run in five of GRPO settles on short guesses, hardly one of ADORA by length; where short is right "
+        "Seen: one run in six of GRPO settles on short guesses, hardly one of ADORA by length; where short is right "
         "the rule of verl costs most. 20 seeds left success open, 40 were run then.",
     ),
     Claim(
