@@ -27,6 +27,7 @@ from unipo.methods import (
     offline_control,
     on_policy_control,
     policy_gradients,
+    preference_games,
     preferences,
     props,
     regressions,
@@ -45,6 +46,7 @@ from unipo.recipe import Given, Recipe
 PAGES = (
     policy_gradients,
     preferences,
+    preference_games,
     mixed_data,
     off_policy,
     stale_data,
@@ -64,7 +66,7 @@ PAGES = (
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
-STUDY_PAGES: tuple[Any, ...] = (tabular_theory, estimation_theory)
+STUDY_PAGES: tuple[Any, ...] = (tabular_theory, estimation_theory, preference_games)
 STUDIES: Mapping[str, Study] = {study.slug: study for page in STUDY_PAGES for study in page.STUDIES}
 
 
