@@ -15,7 +15,6 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes, segment_reduce
 from unipo.objectives.base import Knob, Needs, Part, Rows, Signals, demonstrations, number
-from unipo.objectives.masks import AdvantageMask
 
 __all__ = [
     "Advantage",
@@ -329,23 +328,16 @@ class Normalised(Advantage):
 
 @dataclass(frozen=True)
 class Whitened(Advantage):
-    """Another advantage less its mean over all steps, divided by `scale`; 0 where all are equal.
-
-    Both are taken over the steps that `over` keeps; the others get 0.
-    """
+    """Another advantage less its mean over all steps, divided by `scale`; 0 where all are equal."""
 
     advantage: Advantage
     scale: Scale = BatchStd()
-    over: AdvantageMask = AdvantageMask()
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         values = self.advantage(episodes, signals)
         if len(values) < 2:
             return values
-        kept = self.over.of(values, episodes, signals)
-        some, part = (values, episodes) if bool(kept.all()) else (values[kept], episodes.select(kept, "step"))
-        found = F.normalize(some, F.batch_mean(some), self.scale.of(some, part))
-        return torch.zeros_like(values).index_put((kept,), found)
+        return F.normalize(values, F.batch_mean(values), self.scale.of(values, episodes))
 
 
 @dataclass(frozen=True)
