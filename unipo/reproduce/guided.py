@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -92,11 +93,9 @@ def pope_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[st
 FORMATS = 4
 
 
-def ampo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """A right answer is a format, its two tokens of reasoning, and the result: one teacher for each of four formats.
-
-    Formats: exp of the entropy of the formats of right answers, mean over prompts.
-    """
+@lru_cache(maxsize=4)
+def formats_of(seed: int) -> tuple[TabularTask, Mapping[int, Mapping[str, Any]]]:
+    """A task whose right answers are a format, its two tokens of reasoning, and the result; what its prompts say of them."""
 
     def written(q: int, form: int) -> Answer:
         result = keyed_generator(seed, "result", q).integers(VOCABULARY)
@@ -105,6 +104,12 @@ def ampo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[st
     right = {q: [written(q, form) for form in range(FORMATS)] for q in range(PROMPTS)}
     task = TabularTask(PROMPTS, VOCABULARY, LENGTH, lambda q, tokens: float(tokens in right[q]))
     columns = {q: {"teachers": [words(a) for a in right[q]], "answer": str(right[q][0][-1])} for q in right}
+    return task, columns
+
+
+def ampo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """One teacher for each of four formats. Formats: exp of the entropy of those of right answers, mean over prompts."""
+    task, columns = formats_of(seed)
     policy = NetworkPolicy(task, seed)
     rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, TabularPrompts(task, columns=columns))
     train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate)
@@ -138,16 +143,23 @@ def overlap(said: Sequence[int], true: Sequence[int]) -> float:
     return max(0.0, shared / (max(said[1], true[1]) - min(said[0], true[0]) + 1)) if said[0] <= said[1] else 0.0
 
 
-def grounding_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """Where in a noisy signal something is on: exact rates of an overlap of a half or more, on signals that were not seen."""
+@lru_cache(maxsize=4)
+def signals(seed: int) -> tuple[TabularTask, Tensor, Sequence[Answer]]:
+    """Where in a noisy signal of bins something is on: the task, the signals [P, F], and the first and last bins."""
     random = keyed_generator(seed, "signals")
     ends = [sorted(random.integers(BINS, size=2).tolist()) for _ in range(TRAIN + HELD_OUT)]
     bins = torch.arange(BINS)
     on = torch.stack([(bins >= a) & (bins <= b) for a, b in ends]).double()
     features = on + NOISE * torch.from_numpy(random.normal(size=on.shape))
     task = TabularTask(TRAIN + HELD_OUT, BINS, 2, lambda q, tokens: overlap(tokens, ends[q]))
+    return task, features, [(a, b) for a, b in ends]
+
+
+def grounding_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Exact rates of an overlap of a half or more, on signals that were not seen."""
+    task, features, ends = signals(seed)
     asked = TabularTask(TRAIN, BINS, 2, task.reward)
-    shown = TabularPrompts(asked, {q: tuple(ends[q]) for q in range(TRAIN)})
+    shown = TabularPrompts(asked, dict(enumerate(ends[:TRAIN])))
     policy = SeeingPolicy(task, features, seed)
     rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, TRAIN)
     train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate,
@@ -164,11 +176,17 @@ def grounding_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mappi
 RARE, GOALS = 0.004, 20
 
 
-def arpo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """Of the 1,296 answers to each of `GOALS` prompts about five are right. Signal: groups whose rewards differ."""
+@lru_cache(maxsize=4)
+def sparse(seed: int) -> TabularTask:
+    """Of the 1,296 answers to each of `GOALS` prompts about five are right, and at least one."""
     right = keyed_generator(seed, "right answers").uniform(size=(GOALS, *[VOCABULARY] * LENGTH)) < RARE
     right[:, 0, 0, 0, 0] |= ~right.reshape(GOALS, -1).any(1)
-    task = TabularTask(GOALS, VOCABULARY, LENGTH, lambda q, tokens: float(right[(q, *tokens)]))
+    return TabularTask(GOALS, VOCABULARY, LENGTH, lambda q, tokens: float(right[(q, *tokens)]))
+
+
+def arpo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    """Signal: the share of groups whose rewards differ."""
+    task = sparse(seed)
     policy, curve, signal = NetworkPolicy(task, seed), [], []
     rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed)
 
@@ -258,7 +276,9 @@ CLAIMS = (
         note=f"A network of one hidden layer, {PROMPTS} prompts of whose {VOCABULARY**LENGTH:,} answers {FORMATS} are right, one "
         f"in the format of each teacher; groups of {GROUP}, 50 updates, exact success. One teacher: the first, in every group "
         "(LUFFY without the std). Formats: exp of the entropy of the formats of right answers. (After 120 updates, tried first, "
-        "every arm that solves the prompts had come down to one format each, which decides nothing.)",
+        "every arm that solves the prompts had come down to one format each, which decides nothing.) Soon after their first "
+        "successes all arms that learn come down to about one format per prompt, so that the number of teachers decides "
+        "little here; which teachers are taken decides less than the seed.",
     ),
     Claim(
         slug="tempsamp",
