@@ -174,7 +174,7 @@ def _one(scale: float, method: Method, settings: Mapping[str, Any], named: bool,
             raise MethodError(f"{method.slug} has no setting {name!r}{hint} It has: {known}")
     try:
         recipe = method.builder(environment)(**settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise MethodError(f"{method.slug} does not accept {dict(settings)}: {error}") from error
     recipe = _titled(recipe, method.slug) if named else recipe
     return recipe if scale == 1.0 else scale * recipe
