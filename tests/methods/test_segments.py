@@ -259,7 +259,8 @@ def test_policy_and_critic_have_their_own_tokens() -> None:
     rows = Episodes.build([[0, 1, 2], [1, 1]], [[0], [0]], [0, 1], kind=["rollout"] * 2, truncated=[False, True])
     rows = rows.with_columns("episode", reward=torch.tensor([1.0, 0.0]).double(), finished=torch.tensor([True, False]))
     rows = rows.with_columns(
-        "step", behavior_logp=torch.full((5,), -1.0).double(), old_value=torch.tensor([0.1, 0.2, 0.3, 0.4, 0.6], dtype=torch.float64),
+        "step", behavior_logp=torch.full((5,), -1.0).double(),
+        old_value=torch.tensor([0.1, 0.2, 0.3, 0.4, 0.6], dtype=torch.float64),
         current=torch.tensor([False, True, True, True, True]),
     )  # fmt: skip
     signals = {"logp": rows["behavior_logp"], "value": rows["old_value"]}

@@ -26,21 +26,11 @@ from torch import Tensor
 from unipo.episodes import Episodes
 from unipo.sources.encode import encode_prompt
 from unipo.sources.prompts import Prompt
-from unipo.sources.sampler import Completion, SamplerSettings
+from unipo.sources.sampler import Completion, Samples
 
 COLUMNS = frozenset({"current", "finished", "token_version"})
 KEPT = "unfinished"
 """The name under which a source remembers what goes on."""
-
-
-class Samples(Protocol):
-    """A sampler, as in `unipo.sources.rollouts`."""
-
-    settings: SamplerSettings
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], keys: Tensor, limits: Sequence[int] | None = None
-    ) -> list[Completion]: ...
 
 
 class Scores(Protocol):

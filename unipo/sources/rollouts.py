@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,25 +18,12 @@ from unipo.sources.encode import encode_prompt
 from unipo.sources.keyed import name_key
 from unipo.sources.partial import next_windows
 from unipo.sources.prompts import Curriculum, Prompt, Prompts
-from unipo.sources.sampler import Completion, SamplerSettings
+from unipo.sources.sampler import Completion, Samples
 from unipo.sources.spec import RolloutSpec
 
 Reward = Callable[[Sequence[Any], Sequence[str], Mapping[str, Sequence[Any]]], "Scored"]
 BUDGET = 16384
 """Tokens scored at once."""
-
-
-class Samples(Protocol):
-    """What completes contexts: `Sampler`, or an enumerable policy's."""
-
-    settings: SamplerSettings
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], keys: torch.Tensor, limits: Sequence[int] | None = None
-    ) -> list[Completion]: ...
-
-    def mixed(self, other: Any, share: float) -> Samples:
-        """What draws from softmax((1 - share) own logits + share other's), token by token."""
 
 
 @dataclass(frozen=True)

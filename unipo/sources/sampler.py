@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,6 +73,16 @@ class Completion:
     logp: tuple[float, ...]
     truncated: bool
     stop_reason: str
+
+
+class Samples(Protocol):
+    """What completes contexts: `Sampler`, or an enumerable policy's."""
+
+    settings: SamplerSettings
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], keys: Tensor, limits: Sequence[int] | None = None
+    ) -> list[Completion]: ...
 
 
 class Sampler:
