@@ -85,7 +85,7 @@ def curriculum_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapp
 # ---- OBLR-PO ---------------------------------------------------------------------------------------------------------
 PROMPTS, CHOICES, GROUP, PASSES = 8, 10, 8, 4
 NOISE = 1.0
-BASE_RATES = (10.0, 30.0, 100.0, 300.0, 1000.0)
+BASE_RATES = (10.0, 100.0, 1000.0)
 MEASURED = 128
 Baseline = Callable[[TabularTask, TabularPolicy], Tensor]
 
@@ -156,7 +156,7 @@ def estimator_trial(arm: Estimator, rate: float, seed: int, steps: int) -> Mappi
     task = noisy_bandit(seed)
     shared = near_uniform(task, seed)
     ascend(task, shared, Estimator(RLOO), 30.0, seed, min(steps, 20))
-    square, noise = gradient_of(
+    _, noise = gradient_of(
         learner_of(shared, 0.0, MEASURED), passes(task, shared, arm, MEASURED, seed, "look"), arm.recipe
     )
     found = []
@@ -164,7 +164,7 @@ def estimator_trial(arm: Estimator, rate: float, seed: int, steps: int) -> Mappi
         policy = near_uniform(task, seed)
         ascend(task, policy, arm, base, seed, steps)
         found.append(success(task, policy))
-    return {"variance": MEASURED * noise / max(square - noise, 1e-12), "mean success": sum(found) / len(found),
+    return {"variance": MEASURED * noise, "mean success": sum(found) / len(found),
             "success at the largest rate": found[-1], "best success": max(found)}  # fmt: skip
 
 
@@ -219,8 +219,8 @@ CLAIMS = (
             Expectation(arm=WHOLE_METHOD, metric="success at the largest rate", than=FIXED, least=0.0),
         ),
         note="Eight softmax bandits of ten answers with expected rewards in [0, 1] and normal noise of 1 on each draw, groups "
-        "of eight, four passes over the prompts a step, 30 plain gradient steps at each of the base rates 10 to 1000. "
-        "Variance of the gradient of one pass relative to its squared norm, measured at a policy that leave-one-out "
+        "of eight, four passes over the prompts a step, 30 plain gradient steps at each of the base rates 10, 100 and 1000. "
+        "Variance of the gradient of one pass, measured at a policy that leave-one-out "
         "training had brought some of the way; the best baseline and the mean reward are exact, as a known b would be.",
     ),
 )
