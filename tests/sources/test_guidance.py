@@ -16,7 +16,7 @@ from unipo.objectives.masks import ClipMask
 from unipo.objectives.weights import TokenRatio
 from unipo.policies.tabular import TabularPolicy
 from unipo.sources.augment import Augment, Demonstrated
-from unipo.sources.guidance import GuidedPrompts, Guiding, Hint, Hinted, Prefix, Share
+from unipo.sources.guidance import GuidedPrompts, Guiding, Hint, Hinted, Prefix, Share, ShortestUseful
 from unipo.sources.injection import AtRandom, FailedRows, Injected, Recalled, Room, reasoning_of
 from unipo.sources.prompts import Prompt, TaskPrompts
 from unipo.sources.spec import RolloutSpec
@@ -233,3 +233,17 @@ def test_an_answer_is_needed_to_rank_teachers() -> None:
     assert "'answer'" in stage.lacks(Prompt(id=0, text="x", columns={"teachers": ["a"]}))
     assert stage.lacks(Prompt(id=0, text="x", columns={"teachers": ["a"], "answer": "1"})) == ""
     assert Demonstrated().lacks(Prompt(id=0, text="x", demonstration="y")) == ""
+
+
+def test_a_search_is_checkpointed(tmp_path: Path) -> None:
+    """What was found for a prompt is not looked for again after a resume."""
+    stage = GuidedPrompts(Condition(), Prefix(), ShortestUseful(1.0, 3, 8))
+    made, other = (
+        source(stage, {"solution": "2 1 0"}, reward=lambda q, tokens: float(tokens[0] == 2)) for _ in range(2)
+    )
+    made.draw(0, 0)
+    made.save(tmp_path)
+    other.load(tmp_path)
+    assert other.kept["shares"]["share"].tolist() == made.kept["shares"]["share"].tolist() == pytest.approx([1 / 3] * 2)
+    assert torch.equal(made.draw(1, 1)["token"], other.draw(1, 1)["token"])
+    assert other.tokens_sampled == 2 * 4 * (3 + 2)
