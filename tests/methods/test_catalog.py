@@ -64,8 +64,11 @@ def test_sums_are_parsed_and_built() -> None:
 def test_errors_name_the_nearest() -> None:
     with pytest.raises(MethodError, match="did you mean grpo"):
         find("grp0")
-    with pytest.raises(MethodError, match=r"row 7.*not built yet"):
-        find("otr")
+    planned = next(entry for entry in catalog() if entry.state == "planned")
+    with pytest.raises(MethodError, match=rf"row {planned.row}.*not built yet"):
+        find(planned.slug)
+    with pytest.raises(MethodError, match="dapo-direct-advantage does not accept .*'neither'"):
+        build("dapo-direct-advantage", {"dapo-direct-advantage": {"constant": "neither"}})
     with pytest.raises(MethodError, match=r"--grpo\.clip"):
         build("grpo", {"grpo": {"klip": 0.1}})
     with pytest.raises(MethodError, match="not in 'grpo'"):
