@@ -54,7 +54,8 @@ CLAIMS = (
         f"supervised steps, a network of one hidden layer, and make 240 steps (half of them on text) of {2 * PROMPTS_PER_STEP} "
         f"groups of {GROUP}; next token reads as many segments as rlpt samples. The judge is a string prefix that covers the "
         "segment; nothing is thought before an answer. Seen: rlvr alone falls below its cold start (0.12 from 0.21) on questions "
-        "without a verifier; reading the same segments by likelihood helps more than rlpt, as it may where an answer needs no thought.",
+        "without a verifier; reading the same segments by likelihood helps more than rlpt, as it may where an answer needs no "
+        "thought.",
     ),
     Claim(
         slug="sophia",
