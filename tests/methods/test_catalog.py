@@ -67,7 +67,7 @@ def test_errors_name_the_nearest() -> None:
     planned = next(entry for entry in catalog() if entry.state == "planned")
     with pytest.raises(MethodError, match=rf"row {planned.row}.*not built yet"):
         find(planned.slug)
-    with pytest.raises(MethodError, match="dapo-direct-advantage does not accept .*'neither'"):
+    with pytest.raises(MethodError, match=r"dapo-direct-advantage does not accept .*'neither'"):
         build("dapo-direct-advantage", {"dapo-direct-advantage": {"constant": "neither"}})
     with pytest.raises(MethodError, match=r"--grpo\.clip"):
         build("grpo", {"grpo": {"klip": 0.1}})
