@@ -42,7 +42,7 @@ def grammar(seed: int) -> tuple[TabularTask, dict[int, tuple[int, ...]]]:
 
 def _walks(allowed: list[list[int]], length: int) -> list[tuple[int, ...]]:
     """Every sequence of `length` that the grammar allows."""
-    found = [(token,) for token in range(len(allowed))]
+    found: list[tuple[int, ...]] = [(token,) for token in range(len(allowed))]
     for _ in range(length - 1):
         found = [(*word, token) for word in found for token in allowed[word[-1]]]
     return found
@@ -141,7 +141,9 @@ CLAIMS = (
         note="A network of one hidden layer, whose states are the flow's. An answer of four tokens is right if each token is "
         "one of three that may follow the one before and the last is that of its prompt; one demonstration for each of ten "
         "prompts. AUC: the flow fitted to demonstrations for 20 steps, right against wrong answers to one prompt, before any "
-        "training. Groups of eight; every arm trains its policy for the same 30 steps.",
+        "training. Groups of eight; every arm trains its policy for the same 30 steps. Seen: the flow tells right from wrong "
+        "before any training; after it the arms are as good as each other, within intervals wider than the tolerance of 0.03: "
+        "runs differ by the prompts that they ever solve.",
     ),
     Claim(
         slug="oreal",
@@ -166,6 +168,8 @@ CLAIMS = (
         "prompt allows at its place, so that tokens can be credited apart. Groups of 16, "
         "60 steps, exact pass@1, pass@16 and entropy; all arms but GRPO keep one right and one wrong rollout of each mixed "
         "group and a KL to the start of 0.01. The reward model is a copy of the network with a scalar head; the policy waits "
-        "for it 10 of the 60 steps.",
+        "for it 10 of the 60 steps. Seen: wrong answers make learning faster and entropy smaller, since they sharpen what "
+        "cloning leaves broad; token weights hurt, for a reward model that sees some ten pairs a step is not sure of any token "
+        "before the policy has settled.",
     ),
 )
