@@ -72,8 +72,7 @@ METHODS = (
         title="Q-Insight: Understanding Image Quality via Visual Reinforcement Learning", paper="arXiv 2503.22679",
         equation="L = -SEQ(min(r A, clip(r) A)) + 0.001 SEQ(k3(pi || ref)),  A = (R - mean_g) / (std_g + 1e-4)\n"
                  "R = [|prediction - target| < 0.35] or .25 [class] + .75 [class and level], + [form]",
-        claim="score regression and damage classification learned together are at least as good as each alone, and better than "
-              "supervised learning of the scores",
+        claim="score regression and damage classification learned together are at least as good as each alone",
         identity_tests=tuple(_TESTS + t for t in (
             "test_q_insight_with_a_tolerance_without_end_is_its_kl_term", "test_q_insight_on_one_task_is_grpo",
             "test_the_scale_of_one_tasks_rewards_does_not_reach_another")),
