@@ -181,7 +181,9 @@ REG_CLAIM = Claim(
     f"20 batches of groups of 8, {EPOCHS} updates on each, exact success. Reg-GRPO has its KL of {KL} to the "
     "policy of the start, the others none. The KL matters: without it, on the same seeds, Reg-GRPO ended at "
     "0.69 [0.63, 0.74], below GRPO with a clip and below REBEL (the z-score of the log-ratio stays below its "
-    "target, so that nothing else stops it), and with the same KL GRPO ended at 0.12. Against GRPO with a clip the mean is higher and the interval holds 0: prompts that are lost for good make GRPO differ between seeds. Silent: groups of equal "
+    "target, so that nothing else stops it), and with the same KL GRPO ended at 0.12. Against GRPO with a clip"
+    " the mean is higher and the interval holds 0: prompts that are lost for good make GRPO differ between "
+    "seeds. Silent: groups of equal "
     "rewards. Hints show beginnings of a right answer to prompts harder than recent ones: fewer groups are "
     "silent, but what is learned behind a hint does not carry over to the plain prompt here.",
 )
@@ -382,7 +384,9 @@ OORL_CLAIM = Claim(
     f"7,776; a network of one hidden layer that is right {FLUENT:.0%} of the time and prefers one form; 40 "
     f"updates on {ROLLOUTS} rollouts per prompt and, with weight {WEIGHT}, a preference group of the four forms "
     "and four answers with one token changed, or four random pairs of these. Spread: standard deviation over "
-    "the equivalent answers of their log-probs. Exact numbers. The spread is decided: RL sharpens to one form, pairs do not prevent it, and the variance term keeps all four. The pass rate is higher on average, but whole prompts are solved or lost, so that even 16 seeds leave its interval wider than the tolerance.",
+    "the equivalent answers of their log-probs. Exact numbers. The spread is decided: RL sharpens to one form,"
+    " pairs do not prevent it, and the variance term keeps all four. The pass rate is higher on average, but "
+    "whole prompts are solved or lost, so that even 16 seeds leave its interval wider than the tolerance.",
 )
 
 CLAIMS = (DRPO_CLAIM, REG_CLAIM, DIRECT_CLAIM, OORL_CLAIM)
