@@ -10,8 +10,7 @@ task.episodes()               # Episodes: every sequence of every prompt
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,8 +48,16 @@ class TabularTask:
     @cached_property
     def sequences(self) -> list[tuple[int, ...]]:
         """[S] all sequences, each once."""
-        full = itertools.product(range(self.vocabulary), repeat=self.length)
-        return list(dict.fromkeys(self._ended(tokens) for tokens in full))
+        return list(self._behind(()))
+
+    def _behind(self, prefix: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """All sequences that go on behind a prefix, in lexicographic order."""
+        for token in range(self.vocabulary):
+            tokens = (*prefix, token)
+            if token == self.end or len(tokens) == self.length:
+                yield tokens
+            else:
+                yield from self._behind(tokens)
 
     @cached_property
     def rewards(self) -> Tensor:
@@ -98,9 +105,6 @@ class TabularTask:
         return made.with_columns(
             "episode", reward=reward, kind="rollout", truncated=torch.zeros(len(made), dtype=torch.bool)
         )
-
-    def _ended(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        return tokens[: tokens.index(self.end) + 1] if self.end in tokens else tokens
 
     @cached_property
     def _padded(self) -> tuple[Tensor, Tensor]:
