@@ -14,7 +14,7 @@ from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.methods.policy_gradients import grpo, rloo
 from unipo.methods.token_rewards import oreal, rlfr
-from unipo.objectives import AffineOutcome, GroupStd, KLPenalty, LeaveOneOut, Normalised
+from unipo.objectives import AffineOutcome, GroupStd, KLPenalty, LeaveOneOut, Normalised, PolicyGradient
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.online import scattered
 from unipo.sources.companions import seeded, torch_generator
@@ -66,7 +66,7 @@ def test_the_best_flow_of_a_normal_scores_outliers() -> None:
 
 
 def test_a_fitted_flow_has_the_error_of_the_best_one() -> None:
-    """Eight independent standard normal features, nothing to condition on: nearly v* (a velocity of 0 has error 2), and outliers."""
+    """Eight independent standard normal features, nothing to condition on: nearly v* (0 would have error 2), and outliers."""
     with seeded(0, "test"):
         net = FlowNet(8, 1, 1, torch.float64)
     draw, size = torch_generator(0, "data"), (256, 1, 8)
@@ -111,7 +111,9 @@ def test_reward_to_go_of_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     r = -torch.rand(9, generator=generator, dtype=torch.float64)
     episodes = episodes.with_columns("step", token_reward=r)
-    advantage = rlfr().objective.advantage(episodes, {})
+    ((_, term),) = rlfr().objective.terms()
+    assert isinstance(term, PolicyGradient)
+    advantage = term.advantage(episodes, {})
     z = Normalised(scale=GroupStd(1e-6))(episodes, {})
     last = torch.tensor([2, 4, 8])
     assert torch.allclose(advantage[last], z[last] + r[last], atol=1e-12)
