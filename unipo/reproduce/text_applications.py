@@ -37,9 +37,9 @@ CLAIMS = (
         f"groups of {GROUP} (both tasks: twice as many rollouts, as in the paper) from the same {SIGNALS} signals; {MEASURED} "
         "others are measured exactly, and as many of another contrast. PLCC: of the mean score with the true one. Sft on scores "
         "has the labels of the same prompts; no bound is set for it. Seen: with both tasks the damage is named rightly 3 to 4 "
-        "points less often than alone, and scores do not differ measurably; we think because a network of 48 units, unlike a pretrained "
-        "model, gains no features from the other task and has to share its own. Labels of scores teach more than the tolerance "
-        "does (PLCC 0.73 against 0.59).",
+        "points less often than alone, and scores do not differ measurably; we think because a network of 48 units, unlike a "
+        "pretrained model, gains no features from the other task and has to share its own. Labels of scores teach more than "
+        "the tolerance does (PLCC 0.73 against 0.59).",
     ),
     Claim(
         slug="rlpt",
