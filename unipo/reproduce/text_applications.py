@@ -88,7 +88,7 @@ CLAIMS = (
         "All arms start from a policy that describes and cannot reason, have 72 samples for each query (of two models, or of "
         "GRPO; half of them each in sophia, then grpo) and make 200 updates; a network of one hidden layer, exact over "
         f"{IMAGES} other images. Chance is about 0.31. Seen: all but one part hold; that the outcome alone beats an oracle's "
-        "descriptions stays open (2 points; 6 seeds left it open, then 12 did), we think because lucky answers to wrong descriptions "
-        "teach about as much wrong as the feature that cannot be seen.",
+        "descriptions stays open (2 points; 6 seeds left it open, then 12 did), we think because lucky answers to wrong "
+        "descriptions teach about as much wrong as the feature that cannot be seen.",
     ),
 )
