@@ -236,12 +236,13 @@ NASH_MD = Claim(
         Expectation(arm="nash-md", metric="exploitability", than="best response", most=0.0),
         Expectation(arm="exact", metric="of the bound", most=1.0),
     ),
-    note="Cycles of five answers with random odds and a random reference (normal logits, std 0.7), tau 0.05; groups of 16 against 16 "
-    "opponents, 150 steps; means over the last 20 policies of max P(pi > policy) - 1/2 and of the gap of the regularised game, exact. "
-    "RLHF: policy gradient in groups of 32 on Bradley-Terry scores fitted to all comparisons of answers of the reference, with the "
-    "same KL penalty and with four times of it (a score's slope is four times a probability's). Exact: mirror descent with eta_t = "
-    "2 / (tau (t + 2)), tau 0.3, 1500 steps, reference of std 1.5. Self-play is shown, not judged: the paper found it nearly as "
-    "good. Of a first setting (std 1.5, groups of 8, 120 steps) no arm had converged, and nothing was decided.",
+    note="Cycles of five answers with random odds and a random reference (normal logits, std 0.7), tau 0.05; groups of 16 "
+    "against 16 opponents, 150 steps; means over the last 20 policies of max P(pi > policy) - 1/2 and of the gap of "
+    "the regularised game, exact. RLHF: policy gradient in groups of 32 on Bradley-Terry scores fitted to all "
+    "comparisons of answers of the reference, with the same KL penalty and with four times of it (a score's slope is "
+    "four times a probability's). Exact: mirror descent with eta_t = 2 / (tau (t + 2)), tau 0.3, 1500 steps, "
+    "reference of std 1.5. Self-play is shown, not judged: the paper found it nearly as good. Of a first setting (std "
+    "1.5, groups of 8, 120 steps) no arm had converged, and nothing was decided.",
 )
 
 
@@ -281,24 +282,11 @@ INPO = Claim(
     "answers, all their pairs with one drawn label each, 8 passes. Means over the last 20 policies, exact. Iterative "
     "DPO has beta = eta and no reference but the policy of the iteration; no reference: INPO with tau 0. Exact: "
     "mirror steps with eta_t = tau (t + 2) / 2, 800 of them. The paper's best-of-tournament pairs are not used: its "
-    "equality holds for independent ones."
-    " With 5 seeds one of the four parts was undecided, so that 8 were run.",
+    "equality holds for independent ones. With 5 seeds one of the four parts was undecided, so that 8 were run.",
 )
 
 
 # ---- SPPO ------------------------------------------------------------------------------------------------------------
-def step(game: PreferenceGame, size: float, policy: Tensor, t: int) -> Tensor:
-    return solvers.multiplicative_weights(game, policy, size)
-
-
-def step(game: PreferenceGame, size: float, policy: Tensor, t: int) -> Tensor:
-    return solvers.multiplicative_weights(game, policy, size)
-
-
-def step(game: PreferenceGame, size: float, policy: Tensor, t: int) -> Tensor:
-    return solvers.multiplicative_weights(game, policy, size)
-
-
 def step(game: PreferenceGame, size: float, policy: Tensor, t: int) -> Tensor:
     return solvers.multiplicative_weights(game, policy, size)
 
@@ -338,10 +326,11 @@ def winners(recipe: Recipe, rate: float, seed: int, steps: int) -> float:
 
     def watch(step: int) -> None:
         batch, old = before[-1]
-        seen.append(float((log_probability(batch) - old)[batch["chosen"]].mean()))
+        if bool(batch["chosen"].any()):
+            seen.append(float((log_probability(batch) - old)[batch["chosen"]].mean()))
 
     train((recipe,), policy, draw, steps=steps, rate=rate, watch=watch)
-    return sum(seen) / len(seen)
+    return sum(seen) / max(len(seen), 1)
 
 
 SPPO = Claim(
@@ -357,11 +346,12 @@ SPPO = Claim(
         Expectation(arm="sppo", metric="log-ratio of winners", least=0.0),
         Expectation(arm="sppo", metric="log-ratio of winners", than="online dpo", least=0.0),
     ),
-    note="Cycles of five answers with random odds. The slope of log exploitability over log T of the average iterate of exact steps, T "
-    "from 240 to 3840, eta sqrt(8 log 5 / T); -1/2 is what is proven. Log-ratio of winners: the recipes on four prompts with answers "
-    "of four of eight words whose random worth is judged logistically, a network of 32 units; 12 iterations of 5 answers per prompt, "
-    "16 passes of Adam at 0.02 over the best and the worst; the mean of log pi_{t+1} / pi_t of the best, eta 8, beta 0.1. On five "
-    "single-token answers it rose alike with both losses: a table of a few answers has nowhere else for a loser's mass to go.",
+    note="Cycles of five answers with random odds. The slope of log exploitability over log T of the average iterate of "
+    "exact steps, T from 240 to 3840, eta sqrt(8 log 5 / T); -1/2 is what is proven. Log-ratio of winners: the "
+    "recipes on four prompts with answers of four of eight words whose random worth is judged logistically, a network "
+    "of 32 units; 12 iterations of 5 answers per prompt, 16 passes of Adam at 0.02 over the best and the worst; the "
+    "mean of log pi_{t+1} / pi_t of the best, eta 8, beta 0.1. On five single-token answers it rose alike with both "
+    "losses: a table of a few answers has nowhere else for a loser's mass to go.",
 )
 
 
@@ -401,8 +391,7 @@ SPO = Claim(
     note="A cycle of three answers with random odds, and a fourth that loses to all with 0.9. Exploitability max P(pi > p) "
     "- 1/2 of the average policy: of the recipe (groups of 8, 300 steps of Adam), of exact exponential weights (3000 "
     "steps); of the best answer by Bradley-Terry scores that are fitted to comparisons of a random policy. The "
-    "paper's control tasks are left out."
-    " With 5 seeds one of the four parts was undecided, so that 8 were run.",
+    "paper's control tasks are left out. With 5 seeds one of the four parts was undecided, so that 8 were run.",
 )
 
 
@@ -525,8 +514,7 @@ DNO = Claim(
     "it, the teacher's answer the 13th best of 64. 40 iterations of 5 answers and the teacher's per prompt, 2 passes; "
     "win rate: the exact probability to be preferred to the teacher. Offline DPO and SFT have as many answers of the "
     "start and the teacher, ranked and filtered alike. The smallest gain is that of the worst of four quarters of the "
-    "run."
-    " With 5 seeds one of the four parts was undecided, so that 10 were run.",
+    "run. With 5 seeds one of the four parts was undecided, so that 10 were run.",
 )
 
 

@@ -101,7 +101,9 @@ class FunctionJudge(Judge):
         found = rate([p.text for p in prompts], first + second, second + first, **columns)
         values = torch.as_tensor(found, dtype=torch.float64).flatten()
         if len(values) != 2 * n:
-            raise RewardError(f"the judge returned {len(values)} values for {2 * n} pairs: expected one probability per pair")
+            raise RewardError(
+                f"the judge returned {len(values)} values for {2 * n} pairs: expected one probability per pair"
+            )
         bad = (~((values >= 0) & (values <= 1))).nonzero()
         if len(bad):
             i = int(bad[0])
@@ -258,7 +260,9 @@ class Disjoint(Choice):
     def __call__(self, groups: Episodes) -> Tensor:
         size = groups.lengths("group", "episode")
         start = torch.cumsum(size, 0) - size
-        pairs = [(s + i, s + i + 1) for s, n in zip(start.tolist(), size.tolist(), strict=True) for i in range(0, n - 1, 2)]
+        pairs = [
+            (s + i, s + i + 1) for s, n in zip(start.tolist(), size.tolist(), strict=True) for i in range(0, n - 1, 2)
+        ]
         return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
 
 
@@ -273,7 +277,9 @@ class Extremes(Choice):
         for n in groups.lengths("group", "episode").tolist():
             own = score[start : start + n]
             if bool(own.max() > own.min()):
-                pairs.append((start + int((own == own.max()).nonzero()[0]), start + int((own == own.min()).nonzero()[0])))
+                pairs.append(
+                    (start + int((own == own.max()).nonzero()[0]), start + int((own == own.min()).nonzero()[0]))
+                )
             start += n
         return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
 

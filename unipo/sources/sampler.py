@@ -84,6 +84,9 @@ class Samples(Protocol):
         self, prompts: Sequence[Sequence[int]], keys: Tensor, limits: Sequence[int] | None = None
     ) -> list[Completion]: ...
 
+    def mixed(self, other: Any, share: float) -> Samples:
+        """What draws from softmax((1 - share) log p + share log p') token by token."""
+
 
 class Sampler:
     """Draws completions from `model`; use `sample`."""
