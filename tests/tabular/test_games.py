@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from unipo.reproduce.game_rates import draw, rates
 from unipo.sources.keyed import keyed_generator
 from unipo.tabular.game_solvers import (
     accelerated,
@@ -247,3 +250,15 @@ def test_extrapolated_exact_steps_have_a_closed_form(alpha: float) -> None:
 def test_extrapolation_rests_at_a_fixed_point() -> None:
     path, _ = accelerated(lambda p, t: p, BIASED, 0.7, 5)
     torch.testing.assert_close(path, BIASED.expand(6, 3))
+
+
+def test_measured_rates_stay_below_their_bounds(tmp_path: Path) -> None:
+    """And of two the power is seen: the average of exponential weights, and Nash-MP, which is linear."""
+    found = {rate.title: rate for rate in rates(steps=60)}
+    assert len(found) == 5
+    for rate in found.values():
+        assert bool((rate.measured <= rate.bound * (1 + 1e-9)).all()), rate.title
+    prox = found["Nash-MP"].measured
+    assert float(prox[-1] / prox[0]) < (1 + 2 * 0.02) ** -60
+    draw(tmp_path / "games.png", list(found.values()))
+    assert (tmp_path / "games.png").stat().st_size > 1000
