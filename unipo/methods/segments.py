@@ -128,8 +128,8 @@ METHODS = (
         title="Segment Policy Optimization: Effective Segment-Level Credit Assignment in RL for Large Language Models",
         equation="A = V(next boundary) - V(own boundary), whitened;  V = mean reward of K completions behind the prefix\n"
                  "L = -TOK(min(r A, clip(r) A)) + kl TOK(k3),  over tokens with mu < threshold (tree: spo-tree)",
-        claim="at equal generated tokens SPO is at least as good as GRPO and as PPO with a critic, and its advantages are closer to "
-              "the true ones than the critic's",
+        claim="at equal generated tokens SPO is at least as good as GRPO and as PPO with a critic, and its advantages are closer "
+              "to the true ones than the critic's",
         identity_tests=(*_tests("test_segments_telescope", "test_one_segment_is_the_group_baseline",
                                 "test_cuts_everywhere_with_exact_values_give_token_advantages",
                                 "test_segment_advantages_have_mean_zero_behind_every_prefix",

@@ -127,7 +127,8 @@ CLAIMS = (
             Expectation(arm="remix", metric="doublings to the target", than="ppo", most=-1.0),
         ),
         note=f"{SETTING} Every step samples as many fresh rollouts in every arm, so that steps count rollouts; the target is an "
-        f"exact success of {TARGET}, 160 steps at most. Less than -1 is less than half the rollouts. Reincarnation at step 40. Six seeds came first and left the part on PPO "
+        f"exact success of {TARGET}, 160 steps at most. Less than -1 is less than half the rollouts. Reincarnation at step 40. "
+        "Six seeds came first and left the part on PPO "
         "as open as twelve do: at its rate of 0.2 PPO learns at once or hardly at all.",
     ),
     Claim(

@@ -122,7 +122,8 @@ class Rollouts:
             return self.sampler
         name, share = by
         if name not in self.players:
-            raise ValueError(f"answers of {name!r} are asked for, and these rollouts know {sorted(self.players) or 'no other player'}")
+            known = sorted(self.players) or "no other player"
+            raise ValueError(f"answers of {name!r} are asked for, and these rollouts know {known}")
         player: Samples = self.players[name]
         return player if share == 1.0 else self.sampler.mixed(player, share)
 
