@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unipo.reproduce.preference_games import ANSWERS, BETA, cyclic
+from unipo.reproduce.games import ANSWERS, BETA, cyclic
 from unipo.sources.keyed import keyed_generator
 from unipo.tabular.game_solvers import inpo, iterate, multiplicative_weights, nash_md, nash_mp
 from unipo.tabular.games import RegularisedGame
