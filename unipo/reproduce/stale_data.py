@@ -62,7 +62,7 @@ def aipo_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[st
     task = scattered(seed, PROMPTS)
     found = {f"success, delay {d}": delayed_success(phases, task, rate, seed, steps, d) for d in (0, *DELAYS)}
     worst = min(found[f"success, delay {delay}"] for delay in DELAYS)
-    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(seed, min(steps, 10))}
+    return {**found, "lost to delay": found["success, delay 0"] - worst, "speed-up": overlap(seed, min(steps, 40))}
 
 
 def delayed_success(phases: Phases, task: TabularTask, rate: float, seed: int, steps: int, delay: int) -> float:
