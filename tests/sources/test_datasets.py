@@ -243,7 +243,11 @@ def test_plain_text_is_documents_divided_by_empty_lines(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("\nOne is one.\nTwo.\n\n \nThree.\r\n\nFour", encoding="utf-8")
     data = load_rows(tmp_path / "book.txt")
     assert data.kinds == ("documents",)
-    assert [(d.text, d.where.number) for d in data.documents()] == [("One is one.\nTwo.", 2), ("Three.", 6), ("Four", 8)]
+    assert [(d.text, d.where.number) for d in data.documents()] == [
+        ("One is one.\nTwo.", 2),
+        ("Three.", 6),
+        ("Four", 8),
+    ]
     write(tmp_path / "more.jsonl", [{"text": "a b", "url": "u"}])
     assert [d.columns for d in load_rows(tmp_path / "more.jsonl").documents()] == [{"url": "u"}]
     assert load_rows(tmp_path).documents()[0].text == "a b", "beside data, a text file is about the data"

@@ -101,7 +101,9 @@ class MixedDecoding:
     def keep(self, going: Tensor) -> Tensor:
         stay, other = self.first.keep(going), self.second.keep(going)
         if not torch.equal(stay, other):
-            raise RuntimeError("two models of a mixture keep different rows: their decoders differ; sample with fused=False")
+            raise RuntimeError(
+                "two models of a mixture keep different rows: their decoders differ; sample with fused=False"
+            )
         return stay
 
     def _mixed(self, own: Tensor, other: Tensor) -> Tensor:

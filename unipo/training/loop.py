@@ -400,7 +400,8 @@ def follow(copy: Any, policy: Any, tau: float = 1.0) -> None:
 def renew(copy: Any, policy: Any, tau: float, beyond: float) -> None:
     """Move a snapshot by `tau` towards the policy; `beyond`: the policy goes on by that share of the way between the two."""
     if not beyond:
-        return follow(copy, policy, tau)
+        follow(copy, policy, tau)
+        return
     for mine, theirs in zip(copy.parameters(), policy.parameters(), strict=True):
         here, before = theirs.clone(), mine.clone()
         theirs.lerp_(before, -beyond)
