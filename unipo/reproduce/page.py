@@ -27,7 +27,9 @@ come from the same grid on seeds that are not reported. A small experiment says 
 direction: read the settings. Two things were changed after first runs: a table of logits gave way to a small network
 where every arm reached a success of 1 (REC, NFT, HPT, CHORD), and learning rates are chosen on two seeds instead of one.
 
-This page is written by `python -m unipo.reproduce.page`.
+This page is written by `python -m unipo.reproduce.page`. Preference games beside the rates that are proven for them:
+
+![KL and exploitability over steps, and the bounds](games.png)
 """
 
 
