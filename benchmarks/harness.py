@@ -89,7 +89,8 @@ def no_gate(ours: Sequence[Result], theirs: Sequence[Result]) -> str:
 class Row:
     """`goal`: the ratio to reach (of issue 4), or the share of the limit for a row without peers. `also`: further sides of
     ours, shown on lines of their own. `limit`: a side that measures what the machine could do, in units of its own.
-    `column`: cpu_seconds or wall_seconds; what counts. `turns`, `quick_turns`: of each peer; ours has one more. `extra`: not in
+    `column`: cpu_seconds or wall_seconds; what counts. `turns`, `quick_turns`: of each peer; ours has one more (under QUICK=1
+    not where `compiles` says that every run of ours compiles first, which takes longer than what is timed). `extra`: not in
     QUICK=1 unless it is named.
     """
 
@@ -105,6 +106,7 @@ class Row:
     gate: Gate = no_gate
     limit: Side | None = None
     threads: int = 1
+    compiles: bool = False
     extra: bool = False
 
 
@@ -177,7 +179,7 @@ def measure(row: Row, run: Runner, quick: bool, missing: Mapping[str, str]) -> M
             _turn(made, side, run, quick)
         others = [side for side in others if side.name not in made.failed]
         others = others if turn else _contenders(made, others)
-    if row.peers:
+    if row.peers and not (quick and row.compiles):
         _turn(made, row.ours, run, quick)
     return made
 

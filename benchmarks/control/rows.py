@@ -55,7 +55,7 @@ def ppo_row(name: str, title: str, goal: float) -> Row:
     )  # fmt: skip
     also = (ours("not compiled", name, "--set", "compile=off", quick=None),)
     return Row(name=name, title=title, goal=goal, ours=ours("unipo", name), also=also, peers=peers, gate=stored_returns(name),
-               limit=limit("stepping", name))  # fmt: skip
+               compiles=True, limit=limit("stepping", name))  # fmt: skip
 
 
 def sac_peers(precision: str, quick: str) -> tuple[Side, ...]:
@@ -79,7 +79,8 @@ SAC = (
         ours=ours("unipo", "sac-halfcheetah", *BFLOAT16), peers=sac_peers("float32", "side_sbx"),
         also=(ours("float32", "sac-halfcheetah", quick=None),
               ours("not compiled", "sac-halfcheetah", "--set", "compile=off", quick=None)),
-        gate=stored_returns("sac-halfcheetah"), limit=limit("products", "sac-halfcheetah", "--precision", "bfloat16")),
+        gate=stored_returns("sac-halfcheetah"), compiles=True,
+        limit=limit("products", "sac-halfcheetah", "--precision", "bfloat16")),
     Row(name="sac-halfcheetah-bfloat16", title="the same, peers with bfloat16 products too", goal=1.7, extra=True,
         ours=ours("unipo", "sac-halfcheetah", *BFLOAT16),
         peers=(*sac_peers("autocast", "cleanrl_style_sac"), *sac_peers("mkldnn", "")), gate=stored_returns("sac-halfcheetah"),
@@ -104,7 +105,7 @@ def offline_row(method: str, width: int, title: str) -> Row:
     also = (ours("float32", method, *sized, quick=None),) if wide else ()
     also += (ours("not compiled", method, *sized, "--set", "compile=off", quick=None),)
     return Row(name=name, title=title, goal=3.0, ours=ours("unipo", method, *given), also=also, peers=peers, extra=not wide,
-               gate=stored_returns(method),
+               gate=stored_returns(method), compiles=True,
                limit=limit("products", method, *sized, "--precision", "bfloat16" if wide else "float32"))  # fmt: skip
 
 
