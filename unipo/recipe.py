@@ -16,10 +16,10 @@ from unipo.sources.controllers import Controller
 from unipo.sources.spec import ControlSpec, RolloutSpec
 from unipo.sources.two_stage import DescribeThenReason
 
-KINDS = ("rollout", "demo", "pair")
+KINDS = ("rollout", "demo", "pair", "label")
 TEXT_SIGNALS = frozenset({"logp", "entropy", "collision", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
-TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "draw", "kind", "prompt_id", "reward", "task", "truncated"})
+TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "draw", "kind", "prompt_id", "rating", "reward", "task", "truncated"})
 """What text data have; columns with the name of a policy in front of a signal of text are computed."""
 
 

@@ -205,6 +205,7 @@ def fitting_text(kinds: Sequence[str]) -> list[str]:
         "documents": "rollout",
         "demonstrations": "demo",
         "pairs": "pair",
+        "labels": "label",
     }
     have = {given[k] for k in kinds if k in given}
     recipes = {m.slug: m.build() for m in METHODS}

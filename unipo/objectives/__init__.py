@@ -19,6 +19,7 @@ from unipo.objectives.base import (
     demonstrations,
     everything,
     knobs_of,
+    labels,
     nothing,
     number,
     pairs,

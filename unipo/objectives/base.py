@@ -281,6 +281,9 @@ everything = Rows()
 rollouts = Category("rollout")
 demonstrations = Category("demo")
 pairs = Category("pair")
+"""Answers to one prompt that were compared, each group a comparison: two, or a list (columns `chosen`, `rating`)."""
+labels = Category("label")
+"""Answers that were judged on their own (column `chosen`)."""
 answers = (rollouts | demonstrations) & Rewarded()
 """Whoever wrote them: rollouts, and demonstrations that were judged as rollouts are."""
 

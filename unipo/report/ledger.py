@@ -18,11 +18,11 @@ AXES = {
     "term": "term of the objective",
 }
 READABLE = {
-    "fresh": "fresh rollouts", "replay": "replayed rollouts", "demos": "demonstrations", "pairs": "preference pairs",
+    "fresh": "fresh rollouts", "replay": "replayed rollouts", "demos": "demonstrations", "pairs": "preference pairs", "labels": "labelled answers",
     "raised": "pulled towards", "lowered": "pushed away",
     "0": "this version", "1-2": "1-2 versions old", "PolicyGradient": "policy gradient", "ValueRegression": "value (critic)",
 }  # fmt: skip
-REST = {"sign": "without direction (entropy, value)", "staleness": "of no policy version (demonstrations, pairs)"}
+REST = {"sign": "without direction (entropy, value)", "staleness": "of no policy version (demonstrations, pairs, labels)"}
 """What the gradient is that an axis does not name."""
 EARLY_LATE = 5
 """The first and the last fifth of the updates are what "early" and "late" mean."""

@@ -24,7 +24,7 @@ PALETTE = (
     "#3b82f6", "#f59e0b", "#10b981", "#8b5cf6", "#ef4444", "#06b6d4", "#ec4899", "#84cc16", "#a16207", "#64748b",
 )  # fmt: skip
 NAMED = {
-    "fresh": "#3b82f6", "replay": "#8b5cf6", "demos": "#f59e0b", "pairs": "#10b981", "raised": "#10b981",
+    "fresh": "#3b82f6", "replay": "#8b5cf6", "demos": "#f59e0b", "pairs": "#10b981", "labels": "#06b6d4", "raised": "#10b981",
     "lowered": "#ef4444", "other": "#94a3b8", **dict.fromkeys(REST.values(), "#94a3b8"),
 }  # fmt: skip
 AGES = ("#93c5fd", "#60a5fa", "#3b82f6", "#1d4ed8", "#1e3a8a")

@@ -1,4 +1,4 @@
-"""Fixed rows: demonstrations, preference pairs and logged rollouts, as endless keyed streams of groups."""
+"""Fixed rows: demonstrations, comparisons and labelled answers, as endless keyed streams of groups."""
 
 from __future__ import annotations
 
@@ -52,6 +52,15 @@ def demonstration_episodes(tokenizer: Any, prompts: Sequence[Text], completions:
         kind=["demo"] * len(prompts), prompt_id=[prompt_identity(p) for p in prompts],
         policy_version=[-1] * len(prompts), truncated=[False] * len(prompts),
     )  # fmt: skip
+
+
+def label_episodes(
+    tokenizer: Any, prompts: Sequence[Text], completions: Sequence[str], labels: Sequence[bool]
+) -> Episodes:
+    """Episodes of kind "label", each a group of its own: `chosen` says whether the answer was judged good."""
+    return demonstration_episodes(tokenizer, prompts, completions).with_columns(
+        "episode", kind=["label"] * len(prompts), chosen=torch.tensor(list(labels), dtype=torch.bool)
+    )
 
 
 def pair_episodes(tokenizer: Any, prompts: Sequence[Text], chosen: Sequence[str | Sequence[str]],

@@ -168,10 +168,14 @@ class RunConfig(BaseConfig):
     (texts, or lists of them)."""
     pairs_per_step: int = 16
     """Pairs in a batch."""
+    labels: str = ""
+    """Answers that were judged on their own: "task", or a dataset with prompt, completion and label (true or false)."""
+    labels_per_step: int = 32
+    """Labelled answers in a batch."""
     teacher: str = ""
     """Who reasons, for a method that asks a second model: a folder, a hub name, or "task" (the embedded task's own)."""
     dataset_rows: int = 1024
-    """How many demonstrations or pairs an embedded task writes for "task"."""
+    """How many demonstrations, pairs or labelled answers an embedded task writes for "task"."""
 
     max_tokens: int = 0
     """Longest completion (0: the task's own, 256 for datasets)."""

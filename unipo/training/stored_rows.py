@@ -16,7 +16,7 @@ from unipo.sources.encode import encode_completion, encode_prompt
 from unipo.sources.mixer import Source
 from unipo.sources.prompts import prompt_identity
 from unipo.sources.replay import Replay
-from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
+from unipo.sources.rows import Rows, demonstration_episodes, label_episodes, pair_episodes
 from unipo.tasks import STYLES, Task
 from unipo.training.config import ConfigError, RunConfig, UnusableData
 from unipo.training.problems import Problems
@@ -110,6 +110,10 @@ def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> di
         triples = _pairs(config, problems)
         columns: Any = [list(c) for c in zip(*triples, strict=True)]
         found["pairs"] = Rows(pair_episodes(tokenizer, *columns), config.pairs_per_step, config.seed)
+    if config.labels:
+        judged = _labels(config, problems)
+        columns = [list(c) for c in zip(*judged, strict=True)]
+        found["labels"] = Rows(label_episodes(tokenizer, *columns), config.labels_per_step, config.seed)
     return dict(found)
 
 
@@ -139,6 +143,15 @@ def _pairs(config: RunConfig, problems: Problems) -> list[tuple[Any, Sequence[st
         several = ([task.demonstration(p, style) for style in STYLES], sorted({lost, again[1]}))
         made.append((p.prompt, *(several if form else ([won], [lost]))))
     return made
+
+
+def _labels(config: RunConfig, problems: Problems) -> list[tuple[Any, str, bool]]:
+    """(prompt, answer, whether it is good); of a task its expert's answers and mistakes, in turn."""
+    if config.labels != "task":
+        return [(r.prompt, r.completion, r.label) for r in load_rows(config.labels).labels()]
+    task = _task_of(problems, "--labels")
+    rows = [task.problem(i + 3 * _AWAY) for i in range(config.dataset_rows)]
+    return [(p.prompt, task.pair(p, i)[i % 2], i % 2 == 0) for i, p in enumerate(rows)]
 
 
 _AWAY = 1 << 30

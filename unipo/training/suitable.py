@@ -22,8 +22,13 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
         "rollout": True,
         "demo": bool(config.demos) or "demo" in added or recipe.round is not None,
         "pair": bool(config.pairs),
+        "label": bool(config.labels),
     }
-    remedy = {"demo": "--demos FILE (or --demos task for an embedded task)", "pair": "--pairs FILE (or --pairs task)"}
+    remedy = {
+        "demo": "--demos FILE (or --demos task for an embedded task)",
+        "pair": "--pairs FILE (or --pairs task)",
+        "label": "--labels FILE (or --labels task)",
+    }
     for kind in recipe.kinds:
         if not given[kind]:
             terms = [t.title for _, t in recipe.objective.terms() if f"kind={kind}" in repr(t.rows)]
@@ -48,11 +53,16 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
         raise ConfigError(
             f"--teacher {config.teacher} is given, but {config.method!r} asks no second model (sophia does)"
         )
-    for flag, value, kind in (("--demos", config.demos, "demo"), ("--pairs", config.pairs, "pair")):
+    users = {"demo": "sft", "pair": "dpo", "label": "kto"}
+    for flag, value, kind in (
+        ("demos", config.demos, "demo"),
+        ("pairs", config.pairs, "pair"),
+        ("labels", config.labels, "label"),
+    ):
         if value and kind not in recipe.kinds:
             raise ConfigError(
-                f"{flag} {value} is given, but no term of {config.method!r} uses such rows: add one, for example "
-                f"{config.method}+0.1*{'sft' if kind == 'demo' else 'dpo'}"
+                f"--{flag} {value} is given, but no term of {config.method!r} uses such rows: add one, for example "
+                f"{config.method}+0.1*{users[kind]}"
             )
 
 

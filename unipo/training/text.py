@@ -149,6 +149,8 @@ class TextData:
             yield f"{self.config.demos_per_step} demonstrations"
         if self.config.pairs:
             yield f"{self.config.pairs_per_step} pairs"
+        if self.config.labels:
+            yield f"{self.config.labels_per_step} labelled answers"
 
     def close(self) -> None:
         if isinstance(self.rollouts, Ahead):
