@@ -18,7 +18,8 @@ AXES = {
     "term": "term of the objective",
 }
 READABLE = {
-    "fresh": "fresh rollouts", "replay": "replayed rollouts", "demos": "demonstrations", "pairs": "preference pairs", "labels": "labelled answers",
+    "fresh": "fresh rollouts", "replay": "replayed rollouts", "demos": "demonstrations",
+    "pairs": "preference pairs", "labels": "labelled answers",
     "raised": "pulled towards", "lowered": "pushed away",
     "0": "this version", "1-2": "1-2 versions old", "PolicyGradient": "policy gradient", "ValueRegression": "value (critic)",
 }  # fmt: skip
