@@ -43,7 +43,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +524,9 @@ def _zeros(n: int) -> Tensor:
 
 # ---- making columns ------------------------------------------------------------------------------------------------
 def _flat(rows: Sequence[Sequence[Any] | Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    if all(isinstance(r, list | tuple) for r in rows):
+        cells = list(chain.from_iterable(rows))
+        return torch.as_tensor(cells, dtype=dtype) if cells else torch.zeros(0, dtype=dtype or torch.float32)
     parts = [torch.as_tensor(r, dtype=dtype) for r in rows if len(r)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype or torch.float32)
 
