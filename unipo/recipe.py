@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from typing import Any, Self
 
-from unipo.objectives import Category, Knob, Needs, Objective, Part, Rows, knobs_of, number, parts_of
+from unipo.objectives import Category, Knob, Needs, Objective, Part, Rewarded, Rows, knobs_of, number, parts_of
+from unipo.sources.augment import Augment
 from unipo.sources.companions import CompanionSpec
 from unipo.sources.controllers import Controller
 from unipo.sources.spec import ControlSpec, RolloutSpec
@@ -21,6 +23,8 @@ TEXT_SIGNALS = frozenset({"logp", "entropy", "collision", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
 TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "draw", "kind", "prompt_id", "rating", "reward", "task", "truncated"})
 """What text data have; columns with the name of a policy in front of a signal of text are computed."""
+REWARD_PART = "reward."
+"""Begins the column of one of several rewards: reward.NAME."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +98,8 @@ class Recipe:
 
     @property
     def knobs(self) -> dict[str, float]:
-        """Every knob of the objective, the rollouts and the run, with its default."""
-        return knobs_of(self.objective) | knobs_of((self.epochs, self.learning_rate, self.rollouts))
+        """Every knob of the objective, the rollouts, the run and of other controllers, with its default."""
+        return knobs_of(self.objective) | knobs_of((self.epochs, self.learning_rate, self.rollouts, self.controllers))
 
     @property
     def needs(self) -> Needs:
@@ -127,9 +131,9 @@ class Recipe:
     def for_text(self) -> bool:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
         signals = {s for s in self.needs.signals if ":" not in s}
-        columns = {c for c in self.needs.columns if c.partition("_")[2] not in TEXT_SIGNALS}
+        columns = {c for c in self.needs.columns if c.partition("_")[2].removeprefix("mismatched_") not in TEXT_SIGNALS}
         acting = self.control is not None and self.control.acts_apart
-        known = TEXT_COLUMNS | self.provided
+        known = TEXT_COLUMNS | self.provided | {c for c in columns if c.startswith(REWARD_PART)}
         return signals <= TEXT_SIGNALS and columns <= known and self.policy_step is None and not acting
 
     def suits(self, given: Given) -> bool:
@@ -141,9 +145,19 @@ class Recipe:
         )
 
     @property
+    def samples(self) -> bool:
+        """Whether rollouts are drawn for it: a term claims them, or a stage makes rows of them."""
+        return "rollout" in self.kinds or bool(self.rollouts.augment)
+
+    @property
+    def given_kinds(self) -> frozenset[str]:
+        """Kinds of rows that its terms claim without asking what they were rewarded: such as data have."""
+        return frozenset(k for _, term in self.objective.terms() if not _asks_reward(term.rows) for k in kinds_of(term.rows))
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of rows that the terms claim, of rollout, demo and pair."""
-        found = {kind for _, term in self.objective.terms() for kind in _kinds(term.rows)}
+        found = {kind for _, term in self.objective.terms() for kind in kinds_of(term.rows)}
         return tuple(k for k in KINDS if k in found)
 
     def but(self, **changes: Any) -> Self:
@@ -164,14 +178,23 @@ class Recipe:
         return replace(made, objective=made.objective.but(**rest))
 
     def __add__(self, other: Recipe) -> Recipe:
-        """Objectives add, controllers join; the rollouts of the first recipe that claims any are used."""
-        lead = self if "rollout" in self.kinds or "rollout" not in other.kinds else other
+        """Objectives add, controllers and stages join; all else is of the first recipe that draws rollouts.
+
+        A stage that puts other rows in the place of rollouts keeps these where the other recipe claims them. Raises ValueError
+        where both measure the same column in different ways.
+        """
+        lead, second = (self, other) if self.samples or not other.samples else (other, self)
+        rollouts = lead.rollouts
+        if second.samples:
+            own, more = _stages(lead, second), _stages(second, lead)
+            _check_columns(own, more)
+            rollouts = replace(rollouts, augment=(*own, *(stage for stage in more if stage not in own)))
         controllers = (*self.controllers, *(c for c in other.controllers if c not in self.controllers))
         joined = self.objective + other.objective
         snapshots = {**other.snapshots, **self.snapshots}
         companions = (*self.companions, *(c for c in other.companions if c not in self.companions))
         return replace(lead, objective=joined, controllers=controllers, snapshots=snapshots, companions=companions,
-                       round=self.round or other.round)  # fmt: skip
+                       rollouts=rollouts, round=self.round or other.round)  # fmt: skip
 
     def __mul__(self, scale: float | Knob) -> Recipe:
         return replace(self, objective=self.objective * scale)
@@ -184,8 +207,28 @@ def _claimed_tasks(rows: Rows | Part) -> set[str]:
     return own.union(*(_claimed_tasks(part) for part in parts_of(rows)))
 
 
-def _kinds(rows: Rows | Part) -> set[str]:
+def kinds_of(rows: Rows | Part) -> set[str]:
+    """Kinds of rows that a claim can take."""
     if isinstance(rows, Category) and rows.column == "kind":
         return {rows.value}
-    inner = [_kinds(part) for part in parts_of(rows)]
+    inner = [kinds_of(part) for part in parts_of(rows)]
     return set().union(*inner) if inner else (set(KINDS) if type(rows) is Rows else set())
+
+
+def _asks_reward(rows: Rows | Part) -> bool:
+    return isinstance(rows, Rewarded) or any(_asks_reward(part) for part in parts_of(rows))
+
+
+def _stages(recipe: Recipe, other: Recipe) -> tuple[Augment, ...]:
+    stages = recipe.rollouts.augment
+    return tuple(stage.beside() for stage in stages) if "rollout" in other.kinds else stages
+
+
+def _check_columns(own: tuple[Augment, ...], more: tuple[Augment, ...]) -> None:
+    for a, b in product(own, more):
+        shared = sorted(a.columns & b.columns)
+        if a != b and shared:
+            raise ValueError(
+                f"both methods of the sum measure {', '.join(shared)}, in different ways: {a!r} and {b!r}. Give them the same "
+                "settings, or take one of them"
+            )

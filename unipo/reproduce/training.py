@@ -117,7 +117,7 @@ class _Phase:
             for companion in self.companions:
                 companion.learn(batch, step)
         for c in recipe.controllers:
-            self.states[c.knob] = c.observe(self.states[c.knob], said | _metrics(batch))
+            self.states[c.knob] = with_settings(c, settings).observe(self.states[c.knob], said | _metrics(batch))
 
     def _renew(self, step: int, lag: int) -> None:
         for name, snapshot in self.recipe.snapshots.items():
@@ -129,7 +129,8 @@ def _metrics(batch: Episodes) -> dict[str, float]:
     """What a run says of its rollouts."""
     reward = batch["reward"][batch["reward"].isfinite()]
     count, mean, variance = F.moments_of(reward)
-    return {"rollouts": count, "reward": mean, "reward_std": variance**0.5}
+    parts = {n.replace(".", "/", 1): float(batch[n].nanmean()) for n in batch.columns if n.startswith(("reward.", "gold"))}
+    return {"rollouts": count, "reward": mean, "reward_std": variance**0.5, **parts}
 
 
 def kept(recipe: Recipe, batch: Episodes) -> Episodes:

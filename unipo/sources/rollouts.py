@@ -28,11 +28,21 @@ BUDGET = 16384
 
 @dataclass(frozen=True)
 class Scored:
-    """Rewards [n] of completions; `kept` [n] False where the row is dropped; `parts`: each reward function's own [n]."""
+    """Rewards [n] of completions; `kept` [n] False where the row is dropped; `parts`: each reward function's own [n].
+
+    `gold` [n]: what is measured and never trained on, where there is such a reward.
+    """
 
     reward: torch.Tensor
     kept: torch.Tensor
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    gold: torch.Tensor | None = None
+
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        """Columns of episodes: `reward`, `reward.NAME` of each part, `gold`."""
+        gold = {} if self.gold is None else {"gold": self.gold}
+        return {"reward": self.reward, **{f"reward.{name}": value for name, value in self.parts.items()}, **gold}
 
 
 @dataclass
@@ -165,7 +175,7 @@ class Rollouts:
         """Rollouts that metrics are of."""
         facts = (made["reward"].tolist(), made.lengths().tolist(), made["truncated"].tolist())
         self._seen += list(zip(*facts, strict=True))
-        for name in (n for n in made.columns if n.startswith("reward.")):
+        for name in (n for n in made.columns if n == "gold" or n.startswith("reward.")):
             self._parts.setdefault(name.replace(".", "/", 1), []).append(made[name])
 
     def _augmented(self, groups: Episodes, drawn: Drawn, filtered: bool) -> Episodes:
@@ -248,5 +258,4 @@ def rollout_episodes(
         prompt_id=list(prompt_ids),
         policy_version=[version] * len(completions),
     )  # fmt: skip
-    parts = {f"reward.{name}": value for name, value in scored.parts.items()}
-    return made.with_columns("episode", reward=scored.reward, **parts)
+    return made.with_columns("episode", **scored.columns)

@@ -6,7 +6,7 @@ batch = rollouts.draw(step=0, version=0)          # what a run on text would dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,21 +106,37 @@ class TabularPrompts:
 
 
 def tabular_rollouts(task: TabularTask, policy: TabularPolicy, spec: RolloutSpec, seed: int,
-                     prompts: Prompts | None = None, prompts_per_step: int = 0) -> Rollouts:  # fmt: skip
+                     prompts: Prompts | None = None, prompts_per_step: int = 0,
+                     parts: Mapping[str, Answered] | None = None) -> Rollouts:  # fmt: skip
     """What a run draws its rollouts with, over an enumerable task: by default every prompt once a step."""
     return Rollouts(prompts if prompts is not None else TabularPrompts(task), TabularSampler(task, policy),
-                    NumberTokenizer(), tabular_reward(task), spec, prompts_per_step or task.prompts, seed,
+                    NumberTokenizer(), tabular_reward(task, parts or {}), spec, prompts_per_step or task.prompts, seed,
                     policy=policy)  # fmt: skip
 
 
-def tabular_reward(task: TabularTask) -> Any:
-    """The task's reward of answers written as numbers; the prompt's number is in the column `prompt_id`."""
+Answered = Callable[[int, tuple[int, ...]], float]
+"""(prompt id, tokens) -> a reward."""
+
+
+def tabular_reward(task: TabularTask, parts: Mapping[str, Answered] | None = None) -> Any:
+    """The task's reward of answers written as numbers; the prompt's number is in the column `prompt_id`.
+
+    `parts`: other rewards by name, as those of a run; the one called "gold" is measured alone.
+    """
+    others = dict(parts or {})
+    gold = others.pop("gold", None)
 
     def score(prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Scored:
-        found = [
-            task.reward(int(q), tuple(int(word) for word in text.split()))
+        rows = [
+            (int(q), tuple(int(word) for word in text.split()))
             for q, text in zip(columns["prompt_id"], completions, strict=True)
         ]
-        return Scored(torch.tensor(found, dtype=torch.float64), torch.ones(len(found), dtype=torch.bool))
+
+        def values(reward: Answered) -> Tensor:
+            return torch.tensor([reward(*row) for row in rows], dtype=torch.float64)
+
+        return Scored(values(task.reward), torch.ones(len(rows), dtype=torch.bool),
+                      {name: values(reward) for name, reward in others.items()},
+                      None if gold is None else values(gold))  # fmt: skip
 
     return score

@@ -180,9 +180,10 @@ class Run:
         if batch is not None:
             self.data.learned(batch, self.step)
         metrics = self._metrics(batch, first, last, objective, version)
+        settings = self.settings()
         for controller in self.recipe.controllers:
             if not controller.every_update:
-                self._turn(controller, metrics)
+                self._turn(controller, metrics, settings)
         return self._measure(self.step, metrics, self.config.evaluation_due(self.step))
 
     def _renew(self, lag: int) -> None:
@@ -220,7 +221,7 @@ class Run:
             self.tokens_trained += part.count("step")
             for controller in self.recipe.controllers:
                 if controller.every_update:
-                    self._turn(controller, update.means())
+                    self._turn(controller, update.means(), settings)
             yield update
 
     def _minibatches(self, batch: Episodes, objective: Objective) -> Iterator[tuple[Objective, Episodes]]:
@@ -242,9 +243,10 @@ class Run:
         """While it lasts, the policy is the one to evaluate and to keep."""
         return nullcontext() if self.policy_step is None else self.policy_step.deployed()
 
-    def _turn(self, controller: Controller, metrics: Mapping[str, float]) -> None:
+    def _turn(self, controller: Controller, metrics: Mapping[str, float], settings: Mapping[str, float]) -> None:
+        """Let a controller observe, with its own knobs (which others turn) as they were in the step."""
         state = self.controllers[controller.knob]
-        self.controllers[controller.knob] = controller.observe(state, metrics)
+        self.controllers[controller.knob] = with_settings(controller, settings).observe(state, metrics)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------
     def _metrics(self, batch: Episodes | None, first: Update | None, last: Update | None, objective: Objective,
