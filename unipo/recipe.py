@@ -21,7 +21,9 @@ from unipo.sources.two_stage import DescribeThenReason
 KINDS = ("rollout", "demo", "pair", "label")
 TEXT_SIGNALS = frozenset({"logp", "entropy", "collision", "value"})
 """What policies over text emit (with a value head); divergences between them have a colon in their name."""
-TEXT_COLUMNS = frozenset({"behavior_logp", "chosen", "draw", "kind", "prompt_id", "rating", "reward", "task", "truncated"})
+TEXT_COLUMNS = frozenset(
+    {"behavior_logp", "chosen", "draw", "kind", "prompt_id", "rating", "reward", "task", "truncated"}
+)
 """What text data have; columns with the name of a policy in front of a signal of text are computed."""
 REWARD_PART = "reward."
 """Begins the column of one of several rewards: reward.NAME."""
@@ -138,11 +140,13 @@ class Recipe:
 
     def suits(self, given: Given) -> bool:
         """Whether a run on text can train on that data, whatever else it asks for in its settings."""
-        added = {stage.provides for stage in self.rollouts.augment}
+        drawn = {"rollout", *(s.provides for s in self.rollouts.augment)} if self.samples else set[str]()
         logged = given.logged or "behavior_logp" not in self.needs.columns
+        able = "rollout" in given.kinds or not self.samples
         return (
-            self.for_text and logged and self.needs.group_size <= given.group and set(self.kinds) <= given.kinds | added
-        )
+            self.for_text and able and logged and self.needs.group_size <= given.group
+            and set(self.kinds) <= given.kinds | drawn
+        )  # fmt: skip
 
     @property
     def samples(self) -> bool:
@@ -152,7 +156,9 @@ class Recipe:
     @property
     def given_kinds(self) -> frozenset[str]:
         """Kinds of rows that its terms claim without asking what they were rewarded: such as data have."""
-        return frozenset(k for _, term in self.objective.terms() if not _asks_reward(term.rows) for k in kinds_of(term.rows))
+        return frozenset(
+            k for _, term in self.objective.terms() if not _asks_reward(term.rows) for k in kinds_of(term.rows)
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:

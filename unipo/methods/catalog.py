@@ -10,6 +10,7 @@ import csv
 import difflib
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -207,9 +208,9 @@ def fitting_text(kinds: Sequence[str]) -> list[str]:
         "pairs": "pair",
         "labels": "label",
     }
-    have = {given[k] for k in kinds if k in given}
+    have = Given(kinds=frozenset(given[k] for k in kinds if k in given), group=sys.maxsize)
     recipes = {m.slug: m.build() for m in METHODS}
-    fed = {slug: recipe for slug, recipe in recipes.items() if recipe.for_text and set(recipe.kinds) <= have}
+    fed = {slug: recipe for slug, recipe in recipes.items() if recipe.suits(have)}
     asking = {slug for slug, recipe in fed.items() if recipe.round or (recipe.tasks and "documents" not in kinds)}
     return sorted(fed.keys() - asking)
 

@@ -44,7 +44,7 @@ from unipo.objectives import (
     SquaredLink,
     TokenRatio,
     Zero,
-    demonstrations,
+    own_pairs,
     rollouts,
 )
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
@@ -175,7 +175,7 @@ def inpo(*, group: int = 8, tau: float = 0.0025, eta: float = 0.0075, pairs: str
         raise ValueError(f"tau is {tau} and eta {eta}: expected 0 <= tau <= eta")
     to, snapshots = _iteration(every)
     score = ScoreSum((tau / eta, 1.0 - tau / eta), (LogRatioScore(1.0), LogRatioScore(1.0, to)))
-    objective = Pairwise(score=score, link=SquaredLink(target=0.5 / eta), confidence=LABEL, rows=rollouts)
+    objective = Pairwise(score=score, link=SquaredLink(target=0.5 / eta), confidence=LABEL, rows=own_pairs)
     spec = RolloutSpec(group=group, augment=_drawn_pairs(judge_of(judge, temperature), pairs))
     return Recipe(objective=objective, rollouts=spec, snapshots=snapshots, epochs=epochs, minibatches=minibatches)
 
@@ -187,7 +187,7 @@ def online_dpo(*, group: int = 8, beta: float = 0.1, pairs: str = "all", every: 
     L = mean over pairs - log sigmoid( beta log(pi / pi_t)(won) - beta log(pi / pi_t)(lost) )
     """
     to, snapshots = _iteration(every)
-    objective = Pairwise(score=LogRatioScore(beta, to), link=Link(), confidence=LABEL, rows=rollouts)
+    objective = Pairwise(score=LogRatioScore(beta, to), link=Link(), confidence=LABEL, rows=own_pairs)
     spec = RolloutSpec(group=group, augment=_drawn_pairs(judge_of(judge, temperature), pairs))
     return Recipe(objective=objective, rollouts=spec, snapshots=snapshots, epochs=epochs, minibatches=minibatches)
 
@@ -211,8 +211,9 @@ def sppo(*, group: int = 5, eta: float = 1000.0, answers: str = "extremes", labe
     rated = judge_of(judge, temperature)
     paired = (Paired(ScoreJudge(0.0, "win_rate"), Extremes()),) if answers == "extremes" else ()
     regression = ScoreRegression(
-        target=AffineOutcome(eta, -eta / 2.0, goal), score=LogRatioScore(1.0, to), per="episode"
-    )
+        target=AffineOutcome(eta, -eta / 2.0, goal), score=LogRatioScore(1.0, to), per="episode",
+        rows=own_pairs if paired else rollouts,
+    )  # fmt: skip
     spec = RolloutSpec(group=group, augment=(Compared(rated, Opponents(itself=1.0)), *paired))
     return Recipe(
         objective=2.0 * regression, rollouts=spec, snapshots=snapshots, epochs=epochs, minibatches=minibatches
@@ -235,8 +236,7 @@ def dno(*, group: int = 5, beta: float = 0.1, gap: float = 0.2, least: float = 0
     gold = (Injected(when=Condition(), count=teacher),) if teacher else ()
     label = ScoreJudge(1.0 / soft if soft else 0.0, "win_rate")
     ranked = Compared(judge_of(judge, temperature), Opponents(itself=1.0))
-    rows = rollouts | demonstrations if teacher else rollouts
-    objective = Pairwise(score=LogRatioScore(beta, to), confidence=LABEL, rows=rows)
+    objective = Pairwise(score=LogRatioScore(beta, to), confidence=LABEL, rows=own_pairs)
     spec = RolloutSpec(group=group, augment=(*gold, ranked, Paired(label, FarApart("win_rate", least, gap))), replay=replayed,
                        replay_steps=2)  # fmt: skip
     return Recipe(objective=objective, rollouts=spec, snapshots=snapshots, epochs=epochs, minibatches=minibatches)

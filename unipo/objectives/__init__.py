@@ -22,6 +22,7 @@ from unipo.objectives.base import (
     labels,
     nothing,
     number,
+    own_pairs,
     pairs,
     parts_of,
     rollouts,
@@ -30,6 +31,7 @@ from unipo.objectives.base import (
 from unipo.objectives.distributional import *
 from unipo.objectives.groups import *
 from unipo.objectives.hoisting import Stored, hoisted
+from unipo.objectives.judging import *
 from unipo.objectives.masks import *
 from unipo.objectives.pathwise import *
 from unipo.objectives.post_decision import *

@@ -284,6 +284,8 @@ pairs = Category("pair")
 """Answers to one prompt that were compared, each group a comparison: two, or a list (columns `chosen`, `rating`)."""
 labels = Category("label")
 """Answers that were judged on their own (column `chosen`)."""
+own_pairs = pairs & Rewarded()
+"""Pairs that a stage made of rollouts."""
 answers = (rollouts | demonstrations) & Rewarded()
 """Whoever wrote them: rollouts, and demonstrations that were judged as rollouts are."""
 

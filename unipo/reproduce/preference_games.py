@@ -26,8 +26,7 @@ from unipo.objectives import (
     Plus,
     PolicyGradient,
     TokenMean,
-    demonstrations,
-    rollouts,
+    own_pairs,
 )
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe, RolloutSpec
@@ -355,11 +354,10 @@ def dno_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[str, floa
     online = dno(
         group=5, beta=0.1, replayed=0.3 if arm == "dno" else 0.0, epochs=2, teacher=int(arm != "dno, no teacher")
     )
-    both = rollouts | demonstrations
     offline = online.but(
-        objective=Pairwise(score=LogRatioScore(0.1, "reference"), confidence=Outcome("confidence"), rows=both)
+        objective=Pairwise(score=LogRatioScore(0.1, "reference"), confidence=Outcome("confidence"), rows=own_pairs)
     )
-    positives = online.but(objective=Likelihood(rows=both & Marked("chosen"), aggregate=TokenMean()))
+    positives = online.but(objective=Likelihood(rows=own_pairs & Marked("chosen"), aggregate=TokenMean()))
     recipe = {"offline dpo": offline, "sft on positives": positives}.get(arm, online)
     writer = policy if arm.startswith("dno") else start
     source = FreshAndReplayed(tabular_rollouts(found.task, writer, recipe.rollouts, seed, found.shown), seed)

@@ -70,6 +70,10 @@ class Augment:
         """Other policies that it samples, by name: the reference, or snapshots of the recipe."""
         return frozenset()
 
+    def beside(self) -> Augment:
+        """The stage where others want the rollouts as they were drawn: one that replaces them keeps them too."""
+        return self
+
     def lacks(self, prompt: Prompt) -> str:
         """What a prompt must have for this stage and has not; "" where nothing."""
         return ""

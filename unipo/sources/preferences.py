@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -300,31 +300,40 @@ class FarApart(Choice):
 
 @dataclass(frozen=True)
 class Paired(Augment):
-    """Groups of two in place of the groups: `chosen` is the likelier winner, `confidence` [E] = P(chosen > other) by `judge`.
+    """Groups of two, of kind "pair": `chosen` is the likelier winner, `confidence` [E] = P(chosen > other) by `judge`.
 
-    A row may be in several pairs. A group without a pair is left out; if none has one, the first stays as it is, unchosen,
-    and adds nothing to a loss on pairs.
+    A row may be in several pairs. They take the place of the groups, or with `keep` join them. If no group has a pair, the
+    first one stays, as a pair without a chosen one, which adds nothing to a loss.
     """
 
     filtered: ClassVar[bool] = True
+    provides: ClassVar[str] = "pair"
     columns: ClassVar[frozenset[str]] = frozenset({"confidence"})
 
     judge: Judge = ScoreJudge()
     choose: Choice = Choice()
+    keep: bool = False
+
+    def beside(self) -> Paired:
+        return replace(self, keep=True)
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         first, second = self.choose(groups)
         if not len(first):
             blank = torch.zeros(len(groups), dtype=torch.bool)
             alone = groups.with_columns("episode", chosen=blank, confidence=torch.full((len(groups),), 0.5).double())
-            return alone.select(torch.tensor([0]), "group")
+            return (
+                groups if self.keep else alone.with_columns("episode", kind="pair").select(torch.tensor([0]), "group")
+            )
         answers = Answers.of(groups, drawn)
         chance = self.judge(answers.take(first), answers.take(second), drawn)
         better, worse = torch.where(chance >= 0.5, first, second), torch.where(chance >= 0.5, second, first)
         rows = torch.stack([better, worse], 1).flatten()
         made = groups.select(rows).grouped(torch.arange(len(first)).repeat_interleave(2))
         sure = torch.maximum(chance, 1.0 - chance).repeat_interleave(2)
-        return made.with_columns("episode", chosen=torch.arange(len(rows)) % 2 == 0, confidence=sure)
+        first_of_two = torch.arange(len(rows)) % 2 == 0
+        made = made.with_columns("episode", kind="pair", chosen=first_of_two, confidence=sure)
+        return Episodes.cat([groups, made]) if self.keep else made
 
 
 def judge_of(name: str | Judge, temperature: float) -> Judge:

@@ -61,7 +61,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         )
     rollouts: Rollouts | Ahead | None = None
     sources: dict[str, Source] = {}
-    if "rollout" in recipe.kinds:
+    if recipe.samples:
         actor = copy.deepcopy(policy) if config.ahead else policy
         rollouts = Rollouts(problems.train, Sampler(actor.model, actor.tokenizer, settings), policy.tokenizer, reward,
                             recipe.rollouts, config.prompts, config.seed, policy=actor,

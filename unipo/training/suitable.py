@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unipo.policies import TokenPolicy
-from unipo.recipe import Given, Recipe
+from unipo.recipe import Given, Recipe, kinds_of
 from unipo.sources.encode import encode_prompt, plain_text
 from unipo.sources.prompts import Prompt, RowPrompts
 from unipo.training.config import ConfigError, RunConfig, UnusableData
@@ -21,7 +21,7 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
     given = {
         "rollout": True,
         "demo": bool(config.demos) or "demo" in added or recipe.round is not None,
-        "pair": bool(config.pairs),
+        "pair": bool(config.pairs) or "pair" in added,
         "label": bool(config.labels),
     }
     remedy = {
@@ -36,9 +36,9 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
                 f"{', '.join(terms)} trains on rows of kind {kind!r}, and the run has none: give {remedy[kind]}",
                 Given(kinds=frozenset(k for k in given if given[k]), group=max(recipe.rollouts.group, 2)),
             )
-    rolled = (t for _, t in recipe.objective.terms() if "kind=rollout" in repr(t.rows))
-    size = max((t.needs.group_size for t in rolled), default=1)
-    if "rollout" in recipe.kinds and recipe.rollouts.group < size:
+    made = {"rollout", *(added - {"demo"})}
+    size = max((t.needs.group_size for _, t in recipe.objective.terms() if made & kinds_of(t.rows)), default=1)
+    if recipe.samples and recipe.rollouts.group < size:
         raise UnusableData(
             f"this method compares the rollouts of a prompt and needs at least {size}; it has groups of "
             f"{recipe.rollouts.group}. Use --rollouts {size} or more, or a method with another baseline",
@@ -59,7 +59,7 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
         ("pairs", config.pairs, "pair"),
         ("labels", config.labels, "label"),
     ):
-        if value and kind not in recipe.kinds:
+        if value and kind not in recipe.given_kinds:
             raise ConfigError(
                 f"--{flag} {value} is given, but no term of {config.method!r} uses such rows: add one, for example "
                 f"{config.method}+0.1*{users[kind]}"
@@ -86,9 +86,10 @@ def check_guidance(config: RunConfig, recipe: Recipe, problems: Problems) -> Non
     shown: list[Prompt] = []
     for prompts in parts_of(problems.train):
         shown += prompts.rows if isinstance(prompts, RowPrompts) else [prompts[i] for i in range(8)]
-    lacking = [what for p in shown for stage in recipe.rollouts.augment if (what := stage.lacks(p))]
+    stages = (recipe.rollouts.begin, *recipe.rollouts.augment)
+    lacking = [what for p in shown for stage in stages if (what := stage.lacks(p))]
     if lacking:
-        first = next(p for p in shown if any(stage.lacks(p) for stage in recipe.rollouts.augment))
+        first = next(p for p in shown if any(stage.lacks(p) for stage in stages))
         raise ConfigError(
             f"{config.method!r} needs of every prompt {lacking[0]}; {len(lacking)} of {len(shown)} have none, the first of them "
             f"{plain_text(first.text)[:50]!r} (its columns: {', '.join(first.columns) or 'none'}). Add the column, or take a "
