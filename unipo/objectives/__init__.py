@@ -32,6 +32,7 @@ from unipo.objectives.distributional import *
 from unipo.objectives.groups import *
 from unipo.objectives.hoisting import Stored, hoisted
 from unipo.objectives.judging import *
+from unipo.objectives.lists import *
 from unipo.objectives.masks import *
 from unipo.objectives.pathwise import *
 from unipo.objectives.post_decision import *

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
-from unipo.policies.token import TokenPolicy
+from unipo.policies.token import TokenPolicy, ValueHead
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -38,8 +39,8 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
                 temperature: float = 1.0) -> TokenPolicy:  # fmt: skip
     """A `TokenPolicy` from a folder or hub name (AutoModelForCausalLM; safetensors only, no remote code).
 
-    A folder with a PEFT adapter loads its base model too: with `lora` None the adapter is trained on, else it is merged
-    and a new one put on top. A missing pad token is set to the end-of-sequence token, and told as a warning.
+    A value head that was saved with the model comes with it. A folder with a PEFT adapter loads its base model too: with
+    `lora` None the adapter is trained on, else it is merged and a new one put on top. A missing pad token is set to the end-of-sequence token, and told as a warning.
     Raises ModelError: not a model, pickled weights, tokenizer and embedding disagree, no end-of-sequence token.
     """
     from transformers import AutoTokenizer
@@ -59,7 +60,19 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
     check_tokenizer(name, model, tokenizer)
     if lora is not None:
         model = with_lora(model.merge_and_unload() if hasattr(model, "merge_and_unload") else model, lora)
-    return TokenPolicy(model.to(device), tokenizer, temperature)
+    policy = TokenPolicy(model.to(device), tokenizer, temperature)
+    if (Path(name) / ValueHead.FILE).exists():
+        _with_head(policy, Path(name), dtype)
+    return policy
+
+
+def _with_head(policy: TokenPolicy, folder: Path, dtype: str) -> None:
+    """Give the policy the value head that was saved beside it."""
+    with safe_open(folder / ValueHead.FILE, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        policy.judges = (file.metadata() or {}).get("judges", "")
+    policy.value_head = ValueHead(policy.width, getattr(torch, dtype)).to(policy.device)
+    policy.value_head.load_state_dict(state)
 
 
 def _check_folder(name: str) -> None:

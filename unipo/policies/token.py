@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unipo.episodes import Episodes, offsets_of, ranges
@@ -53,6 +54,12 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    FILE = "value_head.safetensors"
+    """Beside a saved model; its metadata say what it `judges`."""
+
+    def save(self, folder: Path, judges: str) -> None:
+        save_file({n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / self.FILE, {"judges": judges})
+
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear(hidden).squeeze(-1)
 
@@ -66,6 +73,8 @@ class TokenPolicy:
 
     `context`: which context its tokens are conditioned on (score for the policy, teacher for a teacher).
     `adapter` False computes with LoRA adapters switched off: the reference of an adapted model, without a second copy.
+    `judges`: what its value at the end of an answer says: how good it is ("answers"), or how good it is beside the one that
+    its context shows ("pairs"); "": what the policy will still earn, if anything.
     """
 
     scalar_signals = True
@@ -75,6 +84,7 @@ class TokenPolicy:
                  context: str = "score", adapter: bool = True) -> None:  # fmt: skip
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
         self.value_head, self.context, self.adapter = value_head, context, adapter
+        self.judges = ""
         self.attached: dict[str, TokenPolicy] = {}
         self.parametric: frozenset[str] = frozenset()
         self.model.eval()
@@ -330,7 +340,8 @@ class TokenPolicy:
             value.copy_(state[name])
 
     def save(self, folder: str | Path) -> None:
-        """The `from_pretrained` layout with the tokenizer; a LoRA model is merged, its adapter saved in `adapter/`.
+        """The `from_pretrained` layout with the tokenizer, and a value head beside it; a LoRA model is merged, its adapter saved
+        in `adapter/`.
 
         The model itself is not touched (merging in place and back would leave rounding in its weights).
         """
@@ -341,6 +352,8 @@ class TokenPolicy:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.value_head is not None:
+            self.value_head.save(folder, self.judges)
 
 
 # ---- layout --------------------------------------------------------------------------------------------------------------
