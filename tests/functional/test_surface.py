@@ -19,6 +19,7 @@ from unipo.functional import (
     coverage,
     divergences,
     flow,
+    lists,
     moments,
     pairs,
     segments,
@@ -27,7 +28,7 @@ from unipo.functional import (
 )
 
 MODULES = (
-    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, flow, moments, pairs, segments, selection,
+    advantages, aggregate, balance, bayesian_quadrature, coverage, divergences, flow, lists, moments, pairs, segments, selection,
     weights,
 )  # fmt: skip
 INDEX = torch.tensor([0, 0, 1, 1])
@@ -52,6 +53,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "clip_mask": ((ROW, SIGN), (0.2, 0.2)),
     "constant": ((ROW,), (2, 4.0)),
     "digitise": ((ROW,), ([0.0], [1.0], 4)),
+    "discounted_gain": ((ROW, INDEX, INDEX), (2,)),
     "discounted_return": ((ROW, INDEX), (2, 0.9)),
     "distinct_rows": ((INDEX, CHOSEN), ()),
     "dual_clip_mask": ((ROW, SIGN), (3.0,)),
@@ -77,17 +79,21 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "kl": ((FULL, FULL.flip(-1)), ()),
     "largest": ((ROW,), (2,)),
     "leave_one_out_mean": ((ROW, INDEX), (2,)),
+    "list_cross_entropy": ((ROW, SIGN.abs(), INDEX), (2,)),
     "log_ratio": ((ROW, SIGN), ()),
     "log_state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "logistic": ((ROW,), (0.1,)),
     "max_variance_subset": ((ROW,), (2,)),
     "merged_moments": ((), ((2.0, 0.5, 0.1), (4.0, 0.6, 0.2))),
     "moments_of": ((ROW,), ()),
+    "ndcg": ((ROW, SIGN.abs(), INDEX), (2,)),
     "noised": ((SCORES, SCORES.flip(0), ROW[:, None]), ()),
     "normalize": ((ROW, SIGN, ROW), (0.1,)),
+    "ordered_pairs": ((ROW, INDEX), (2,)),
     "pair_margin": ((ROW, CHOSEN, INDEX), (2,)),
     "pairwise_square": ((ROW, INDEX), (2,)),
     "places": ((ROW, INDEX), (2,)),
+    "plackett_luce": ((ROW, SIGN, INDEX), (2,)),
     "rank_shares": ((ROW, INDEX), (2, 0.5, 0.5, 0.0)),
     "ring_mask": ((ROW, SIGN), (0.2, 0.2, 0.6, 2.0)),
     "row_entropy": ((INDEX, CHOSEN), ()),
@@ -101,6 +107,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "state_action_coverage": ((INDEX, CHOSEN), ((INDEX, CHOSEN),)),
     "shaped_slope": ((ROW,), (0.1,)),
     "softened": ((ROW,), (0.8, 0.01, 1.0)),
+    "swap_gain": ((ROW, INDEX, INDEX, INDEX.flip(0)), ()),
     "taper": ((ROW, SIGN), ()),
     "temporal_differences": ((ROW, INDEX, torch.tensor([True, False])), (0.9,)),
     "token_mean": ((ROW,), ()),
@@ -112,6 +119,7 @@ CALLS: dict[str, tuple[tuple[Tensor, ...], tuple[object, ...]]] = {
     "weighted_k3": ((ROW, ROW), ()),
     "weighted_leave_one_out_mean": ((ROW, ROW, INDEX), (2,)),
     "weighted_r2": ((ROW, SIGN, ROW), ()),
+    "win_shares": ((ROW, INDEX), (2,)),
 }
 
 

@@ -10,6 +10,8 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
                   `two_side_mask` `ring_mask`; tapers `truncate` `taper`; `shaped_slope`; `effective_sample_size`
     divergences   from samples `k1` `k2` `k3` `weighted_k3`; over full distributions `kl` `entropy` `generalised_jsd`
     pairs         `pair_margin`; links `logistic` `squared` `hinge`; all pairs of a group `pairwise_square`
+    lists         of rated rows: `ordered_pairs` `win_shares`, `discounted_gain` `ndcg`, LambdaRank's `swap_gain`; losses
+                  `plackett_luce` `list_cross_entropy`
     aggregate     `token_mean` `episode_mean` `episode_sum` `constant`
     quadrature    posterior of a policy gradient: `bpg_model_1` `bpg_model_2`, `bac` on `temporal_differences`;
                   `fisher_kernel` `fisher_estimate`
@@ -59,6 +61,15 @@ from unipo.functional.coverage import (
 )
 from unipo.functional.divergences import entropy, generalised_jsd, k1, k2, k3, kl, weighted_k3
 from unipo.functional.flow import flow_error, noised, running_mean, standouts
+from unipo.functional.lists import (
+    discounted_gain,
+    list_cross_entropy,
+    ndcg,
+    ordered_pairs,
+    plackett_luce,
+    swap_gain,
+    win_shares,
+)
 from unipo.functional.moments import Moments, merged_moments, moments_of, weighted_r2
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
 from unipo.functional.segments import every_kth, segment_advantages
@@ -92,6 +103,7 @@ __all__ = [
     "clip_mask",
     "constant",
     "digitise",
+    "discounted_gain",
     "discounted_return",
     "distinct_rows",
     "dual_clip_mask",
@@ -117,17 +129,21 @@ __all__ = [
     "kl",
     "largest",
     "leave_one_out_mean",
+    "list_cross_entropy",
     "log_ratio",
     "log_state_action_coverage",
     "logistic",
     "max_variance_subset",
     "merged_moments",
     "moments_of",
+    "ndcg",
     "noised",
     "normalize",
+    "ordered_pairs",
     "pair_margin",
     "pairwise_square",
     "places",
+    "plackett_luce",
     "rank_shares",
     "ring_mask",
     "row_entropy",
@@ -141,6 +157,7 @@ __all__ = [
     "squared",
     "standouts",
     "state_action_coverage",
+    "swap_gain",
     "taper",
     "temporal_differences",
     "token_mean",
@@ -152,4 +169,5 @@ __all__ = [
     "weighted_k3",
     "weighted_leave_one_out_mean",
     "weighted_r2",
+    "win_shares",
 ]
