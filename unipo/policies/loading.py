@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from unipo.policies.token import TokenPolicy, ValueHead
 
@@ -40,7 +41,8 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
     """A `TokenPolicy` from a folder or hub name (AutoModelForCausalLM; safetensors only, no remote code).
 
     A value head that was saved with the model comes with it. A folder with a PEFT adapter loads its base model too: with
-    `lora` None the adapter is trained on, else it is merged and a new one put on top. A missing pad token is set to the end-of-sequence token, and told as a warning.
+    `lora` None the adapter is trained on, else it is merged and a new one put on top. A missing pad token is set to the
+    end-of-sequence token, and told as a warning.
     Raises ModelError: not a model, pickled weights, tokenizer and embedding disagree, no end-of-sequence token.
     """
     from transformers import AutoTokenizer
@@ -69,10 +71,9 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
 def _with_head(policy: TokenPolicy, folder: Path, dtype: str) -> None:
     """Give the policy the value head that was saved beside it."""
     with safe_open(folder / ValueHead.FILE, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}
         policy.judges = (file.metadata() or {}).get("judges", "")
     policy.value_head = ValueHead(policy.width, getattr(torch, dtype)).to(policy.device)
-    policy.value_head.load_state_dict(state)
+    policy.value_head.load_state_dict(load_file(folder / ValueHead.FILE))
 
 
 def _check_folder(name: str) -> None:

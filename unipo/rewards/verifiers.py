@@ -16,6 +16,7 @@ from typing import Any
 from unipo.rewards.calling import RewardError, RewardFunction
 from unipo.rewards.graded import Formatted, ForTask, Near, Prefix, Within, WordByWord
 from unipo.rewards.mathematics import math
+from unipo.rewards.models import MADE, made
 from unipo.rewards.names import unknown
 
 
@@ -47,9 +48,10 @@ def split_rewards(text: str) -> list[str]:
 
 def resolve_reward(text: str) -> tuple[str, RewardFunction, float]:
     """(name, function, weight) of NAME[(SETTING=NUMBER, ...)][@TASK][*WEIGHT], NAME being a known one,
-    package.module:function or file.py:function. With @TASK it is for the rows of that `task` alone.
+    package.module:function or file.py:function; or of a model, model(FOLDER), whose name is then its run's. With @TASK it is
+    for the rows of that `task` alone.
 
-    Raises RewardError with the nearest name, or what could not be imported.
+    Raises RewardError with the nearest name, or what could not be imported or loaded.
     """
     found = WRITTEN.fullmatch(text.strip())
     if found is None:
@@ -59,10 +61,14 @@ def resolve_reward(text: str) -> tuple[str, RewardFunction, float]:
     except ValueError:
         raise RewardError(f"the weight in {text!r} is not a number: write NAME*0.5") from None
     name = found["name"].strip()
-    if ":" not in name and name not in REWARDS:
-        raise RewardError(f"{unknown('reward', name, REWARDS)}; or give file.py:function or package.module:function")
-    function = _imported(name) if ":" in name else REWARDS[name]
-    function = _with_settings(name, function, found["settings"]) if found["settings"] else function
+    if ":" not in name and name not in {**REWARDS, **MADE}:
+        known = [*REWARDS, *MADE]
+        raise RewardError(f"{unknown('reward', name, known)}; or give file.py:function or package.module:function")
+    if name in MADE:
+        name, function = made(name, found["settings"] or "")
+    else:
+        function = _imported(name) if ":" in name else REWARDS[name]
+        function = _with_settings(name, function, found["settings"]) if found["settings"] else function
     name = name.rpartition(":")[2]
     return (
         (f"{name}@{found['task']}", ForTask(found["task"], function), factor)
