@@ -58,7 +58,9 @@ class ValueHead(nn.Module):
     """Beside a saved model; its metadata say what it `judges`."""
 
     def save(self, folder: Path, judges: str) -> None:
-        save_file({n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / self.FILE, {"judges": judges})
+        save_file(
+            {n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / self.FILE, {"judges": judges}
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear(hidden).squeeze(-1)
