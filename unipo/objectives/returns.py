@@ -14,13 +14,16 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.objectives.advantages import Advantage, Scale
-from unipo.objectives.base import Knob, Needs, Signals, number
+from unipo.objectives.base import Knob, Needs, Part, Signals, number
 
 __all__ = [
     "DiscountedReturn",
     "GeneralisedAdvantage",
+    "LessDivergence",
     "LogRatioToGo",
+    "Rescaled",
     "ShapedReturn",
+    "StepReward",
     "ValueTarget",
     "continues",
     "gae_of",
@@ -28,23 +31,67 @@ __all__ = [
 ]
 
 
+# ---- what a step pays: [N] -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class StepReward(Part):
+    """r_n [N]: the column `reward`; where it lives on episodes, it is paid at the last step."""
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="reward")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return step_rewards(episodes)
+
+
+@dataclass(frozen=True)
+class LessDivergence(StepReward):
+    """r_n - coefficient * log( mu / to )(y_n): the divergence inside the reward, with the probabilities that were sampled from."""
+
+    coefficient: float | Knob = 0.01
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"reward behavior_logp {self.to}_logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        log_ratio = F.log_ratio(episodes["behavior_logp"], episodes[f"{self.to}_logp"])
+        return step_rewards(episodes).to(log_ratio.dtype) - number(self.coefficient) * log_ratio
+
+
+@dataclass(frozen=True)
+class Rescaled(StepReward):
+    """(r_n - mean) / sqrt(variance + eps) + mean over all steps: whitened, and put back where they were (RLHF)."""
+
+    reward: StepReward = StepReward()
+    eps: float = 1e-8
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        reward = self.reward(episodes, signals)
+        if len(reward) < 2:
+            return reward
+        return (reward - reward.mean()) / (reward.var() + self.eps).sqrt() + reward.mean()
+
+
+# ---- advantages and targets: [N] -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class GeneralisedAdvantage(Advantage):
     """GAE from the critic's values before the update (`old_value`); an outcome arrives at the last step.
 
     Rewards along the way are a `reward` column of level step. Cut episodes bootstrap (`bootstrap_of`). `whiten` centres on
-    the mean of all steps and divides by that scale; advantages that are all equal become exactly 0.
+    the mean of all steps and divides by that scale; advantages that are all equal become exactly 0. `reward`: what a step
+    pays.
     """
 
     gamma: float = 1.0
     lam: float = 0.95
     whiten: Scale | None = None
+    reward: StepReward = StepReward()
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns="reward old_value")
+        return Needs.of(columns="old_value")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        advantage, _ = gae_of(episodes, self.gamma, self.lam)
+        advantage, _ = gae_of(episodes, self.gamma, self.lam, self.reward(episodes, signals))
         if self.whiten is None or len(advantage) < 2:
             return advantage
         return F.normalize(advantage, F.batch_mean(advantage), self.whiten.of(advantage, episodes))
@@ -56,12 +103,13 @@ class ValueTarget(Advantage):
 
     gamma: float = 1.0
     lam: float = 0.95
+    reward: StepReward = StepReward()
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns="reward old_value")
+        return Needs.of(columns="old_value")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        return gae_of(episodes, self.gamma, self.lam)[1]
+        return gae_of(episodes, self.gamma, self.lam, self.reward(episodes, signals))[1]
 
 
 @dataclass(frozen=True)
@@ -95,8 +143,7 @@ class ShapedReturn(Advantage):
         return Needs.of(columns=f"reward behavior_logp {self.to}_logp")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        log_ratio = F.log_ratio(episodes["behavior_logp"], episodes[f"{self.to}_logp"])
-        reward = step_rewards(episodes).to(log_ratio.dtype) - number(self.coefficient) * log_ratio
+        reward = LessDivergence(self.coefficient, self.to)(episodes, signals)
         return F.discounted_return(reward, episodes.index("episode"), len(episodes), 1.0)
 
 
@@ -129,9 +176,9 @@ def step_rewards(episodes: Episodes, name: str = "reward") -> Tensor:
     return blank.index_put((steps,), episodes[name][rows])
 
 
-def gae_of(episodes: Episodes, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantage [N] and return [N] by generalised advantage estimation over `old_value`."""
-    reward = step_rewards(episodes)
+def gae_of(episodes: Episodes, gamma: float, lam: float, reward: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Advantage [N] and return [N] by generalised advantage estimation over `old_value`, of the column `reward` unless given."""
+    reward = step_rewards(episodes) if reward is None else reward
     value = episodes["old_value"].to(reward.dtype)
     after = bootstrap_of(episodes, value)
     return F.gae(reward, value, episodes.index("episode"), len(episodes), gamma, lam, after)

@@ -14,7 +14,7 @@ import torch
 from unipo.episodes import Episodes
 from unipo.sources.arms import Arms
 from unipo.sources.augment import Drawn
-from unipo.sources.encode import encode_prompt
+from unipo.sources.beginnings import begun
 from unipo.sources.keyed import name_key
 from unipo.sources.partial import next_windows
 from unipo.sources.prompts import Curriculum, Prompt, Prompts
@@ -84,7 +84,7 @@ class Rollouts:
             wanted = self.prompts_per_step - sum(e.count("group") for e in kept)
             prompts = self._next(wanted, step)
             drawn = Drawn({p.id: p for p in prompts}, self, self.seed, step, version)
-            fresh = self._augmented(self._sampled(prompts, step, version), drawn, filtered=False)
+            fresh = self._augmented(self._sampled(prompts, drawn), drawn, filtered=False)
             keep = self.spec.keep(fresh)
             self.dropped[self.spec.keep.reason] += int((~keep).sum())
             if bool(keep.any()):
@@ -165,9 +165,8 @@ class Rollouts:
         prompts = self.prompts.at(step) if isinstance(self.prompts, Curriculum) else self.prompts
         return prompts[number]
 
-    def _sampled(self, prompts: list[Prompt], step: int, version: int) -> Episodes:
-        contexts = [encode_prompt(self.tokenizer, p.text) for p in prompts for _ in range(self.spec.group)]
-        made = self.complete([p for p in prompts for _ in range(self.spec.group)], contexts, step, version)
+    def _sampled(self, prompts: list[Prompt], drawn: Drawn) -> Episodes:
+        made = begun(self.spec.begin, [p for p in prompts for _ in range(self.spec.group)], drawn)
         self._note(made)
         return made
 

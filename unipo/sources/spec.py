@@ -9,6 +9,7 @@ from typing import Any
 from unipo.objectives import Knob
 from unipo.sources.arms import ArmChoice
 from unipo.sources.augment import Augment
+from unipo.sources.beginnings import Beginning
 from unipo.sources.behaviour import Behaviour
 from unipo.sources.filters import GroupFilter, Relabel
 from unipo.sources.partial import COLUMNS
@@ -23,7 +24,8 @@ class RolloutSpec:
     place of others, in order. `relabel`: applied in order to what is kept. `replay`: this share of the batch's groups are
     replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise). `arms`: prompts come
     from categories, of which those are drawn more often that teach more now. `window`: a step writes at most this share of the
-    longest answer for each rollout, and what is not finished goes on in the next one (0: whole answers).
+    longest answer for each rollout, and what is not finished goes on in the next one (0: whole answers). `begin`: what answers
+    begin with, where they do not begin at their start.
     """
 
     group: int = 8
@@ -35,12 +37,15 @@ class RolloutSpec:
     replay_steps: int = 1
     arms: ArmChoice | None = None
     window: float = 0.0
+    begin: Beginning = Beginning()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.window <= 1.0:
             raise ValueError(
                 f"window is {self.window}: expected a share of the longest answer, from 0 (whole answers) to 1"
             )
+        if self.window and type(self.begin) is not Beginning:
+            raise ValueError("answers that are written over several steps begin at their start: leave out `begin`")
         if self.window and (self.arms is not None or type(self.keep) is not GroupFilter):
             raise ValueError(
                 "answers that are written over several steps cannot be chosen by group: leave out `keep` and `arms`"
@@ -49,7 +54,8 @@ class RolloutSpec:
     @property
     def columns(self) -> frozenset[str]:
         """What its stages add to the columns of rollouts."""
-        return frozenset().union(COLUMNS if self.window else (), *(stage.columns for stage in self.augment))
+        own = (*(COLUMNS if self.window else ()), *self.begin.columns)
+        return frozenset().union(own, *(stage.columns for stage in self.augment))
 
     @property
     def players(self) -> frozenset[str]:
