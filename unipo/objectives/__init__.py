@@ -41,4 +41,5 @@ from unipo.objectives.returns import *
 from unipo.objectives.scores import *
 from unipo.objectives.selections import *
 from unipo.objectives.terms import *
+from unipo.objectives.weighted_scores import *
 from unipo.objectives.weights import *
