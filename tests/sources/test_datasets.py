@@ -509,6 +509,7 @@ def test_the_report_counts_what_is_there(tmp_path: Path) -> None:
         "prompts": 4,
         "demonstrations": 4,
         "pairs": 0,
+        "ratings": 0,
         "labels": 0,
         "documents": 0,
         "rollouts": 3,

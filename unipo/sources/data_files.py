@@ -197,8 +197,11 @@ def _read_json(path: Path, findings: Findings) -> Iterator[Part]:
     yield from builder.flush()
 
 
-_CSV_JSON = {"logprobs", "token_ids", "completion_ids", "prompt_ids", "messages"}
-_CSV_NUMBER = {"reward", "policy_version"}
+_CSV_JSON = {"logprobs", "token_ids", "completion_ids", "prompt_ids", "messages", "completions", "ratings", "ranking",
+             "ref_logps", "reference_logps", "ref_chosen_logps", "ref_rejected_logps", "reference_chosen_logps",
+             "reference_rejected_logps"}  # fmt: skip
+_CSV_NUMBER = {"reward", "policy_version", "rating", "chosen_rating", "rejected_rating", "score_chosen", "score_rejected",
+               "chosen_score", "rejected_score"}  # fmt: skip
 _CSV_WORD = {"true": True, "false": False}
 
 

@@ -204,7 +204,7 @@ class _Survey:
 
 
 _TEXTS = {"prompts": ("prompt",), "demonstrations": ("prompt", "completion"), "pairs": ("prompt", "chosen", "rejected"),
-          "labels": ("prompt", "completion"), "rollouts": ("prompt", "completion"), "documents": ("text",)}  # fmt: skip
+          "ratings": ("prompt", "completion"), "labels": ("prompt", "completion"), "rollouts": ("prompt", "completion"), "documents": ("text",)}  # fmt: skip
 
 
 def check(path: str | Path, tokenizer: Tokenizer | None = None, max_prompt_tokens: int | None = None,

@@ -8,7 +8,9 @@ Columns decide the use (any others are kept and reach reward functions by name):
 
     prompts         prompt | messages
     demonstrations  prompt + completion | messages that end with an assistant turn
-    pairs           prompt + chosen + rejected | chosen + rejected as whole conversations
+    pairs           prompt + chosen + rejected | chosen + rejected as whole conversations | prompt + completions + ratings
+                    (or ranking), optional ratings of pairs and log-probs of a reference (`unipo.sources.preference_rows`)
+    ratings         prompt + completion + rating, optional group: a list over several rows
     labels          prompt + completion + label (true or false)
     rollouts        prompt + completion + reward, optional logprobs, token_ids, prompt_ids, policy_version, source,
                     truncated, and group, group_id or prompt_id
@@ -34,7 +36,6 @@ import pyarrow.compute as pc
 from unipo.sources.data_files import (
     READERS,
     Part,
-    arrow_parts,
     encode,
     family_of,
     files_in,
@@ -52,6 +53,7 @@ from unipo.sources.data_rows import (
     LIST_COLUMNS,
     PAIRS,
     PROMPTS,
+    RATINGS,
     ROLLOUTS,
     DemonstrationRow,
     DocumentRow,
@@ -59,9 +61,12 @@ from unipo.sources.data_rows import (
     LabelRow,
     PairRow,
     PromptRow,
+    RatedRow,
     RolloutRow,
     nearest,
 )
+from unipo.sources.hub import huggingface, is_saved_dataset, may_be_hub_name
+from unipo.sources.preference_rows import lists_of
 
 __all__ = [
     "DataError",
@@ -72,6 +77,7 @@ __all__ = [
     "PairRow",
     "Problem",
     "PromptRow",
+    "RatedRow",
     "Records",
     "RolloutRow",
     "Where",
@@ -79,7 +85,7 @@ __all__ = [
     "read_rows",
 ]  # fmt: skip
 BATCH = 2048
-T = TypeVar("T", bound="PromptRow | DocumentRow | DemonstrationRow | PairRow | LabelRow | RolloutRow")
+T = TypeVar("T", bound="PromptRow | DocumentRow | DemonstrationRow | PairRow | RatedRow | LabelRow | RolloutRow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +216,7 @@ class Dataset(Sequence[dict[str, Any]]):
                     yield record
 
     def prompts(self) -> Records[PromptRow]:
-        """Rows to sample from. Raises DataError before the first row when any row is unusable; so do the five below."""
+        """Rows to sample from. Raises DataError before the first row when any row is unusable; so do those below."""
         return Records(self.require("prompts"), PROMPTS)
 
     def demonstrations(self) -> Records[DemonstrationRow]:
@@ -218,6 +224,18 @@ class Dataset(Sequence[dict[str, Any]]):
 
     def pairs(self) -> Records[PairRow]:
         return Records(self.require("pairs"), PAIRS)
+
+    def ratings(self) -> Records[RatedRow]:
+        return Records(self.require("ratings"), RATINGS)
+
+    def comparisons(self) -> Sequence[PairRow]:
+        """Pairs and lists, in whatever form the data state them; DataError with the rows where they do not."""
+        if not self.missing("pairs") or self.missing("ratings"):
+            return self.pairs()
+        findings = Findings()
+        found = lists_of(self.ratings(), findings)
+        findings.raise_any()
+        return found
 
     def labels(self) -> Records[LabelRow]:
         return Records(self.require("labels"), LABELS)
@@ -299,8 +317,8 @@ def read_rows(
 ) -> Dataset:
     """The rows that can be read at all; every problem goes to `findings` instead of being raised."""
     path = Path(path_or_name).expanduser()
-    if _is_saved_dataset(path) or (not path.exists() and _may_be_hub_name(str(path_or_name))):
-        parts = list(_huggingface(path_or_name, split, findings))
+    if is_saved_dataset(path) or (not path.exists() and may_be_hub_name(str(path_or_name))):
+        parts = list(huggingface(path_or_name, split, findings))
     else:
         parts = [part for file in _files(path, split, findings) for part in read_file(file, findings)]
     findings.add_mixed_types()
@@ -351,38 +369,6 @@ def _files(path: Path, split: str, findings: Findings) -> list[Path]:
         )
         return []
     return [path]
-
-
-# ---- Hugging Face --------------------------------------------------------------------------------------------------
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-
-
-def _may_be_hub_name(name: str) -> bool:
-    return format_of(Path(name)) not in READERS and not name.startswith((".", "/", "~")) and name.count("/") <= 1
-
-
-def _huggingface(name: str | Path, split: str, findings: Findings) -> Iterator[Part]:
-    import datasets  # takes a second: only for those who need it
-
-    try:
-        if Path(name).exists():
-            loaded = datasets.load_from_disk(str(name))
-        else:
-            hub, _, config = str(name).partition(":")
-            loaded = datasets.load_dataset(hub, config or None)
-    except Exception as error:  # its errors share no base class
-        found = f"no such file, folder or saved data set, and the hub gave: {type(error).__name__}: {error}"
-        remedy = "check the name and the connection; without one, download it elsewhere and use save_to_disk"
-        findings.add(Problem(str(name), found, remedy))
-        return
-    if isinstance(loaded, dict):
-        if split not in loaded:
-            found = f"no split {split!r}; there are: {', '.join(loaded)}"
-            findings.add(Problem(str(name), found, "ask for one of these"))
-            return
-        loaded = loaded[split]
-    yield from arrow_parts(str(name), loaded.with_format("arrow")[:], findings)
 
 
 # ---- repeats -------------------------------------------------------------------------------------------------------
