@@ -6,12 +6,26 @@ scale as their objectives do: `grpo() + 0.2 * sft() + 0.1 * dpo()` trains on rol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any, Self
 
-from unipo.objectives import Category, Knob, Needs, Objective, Part, Rewarded, Rows, knobs_of, number, parts_of
+from unipo.objectives import (
+    Category,
+    FinalValue,
+    Knob,
+    Needs,
+    Objective,
+    Part,
+    Rewarded,
+    Rows,
+    Sum,
+    knobs_of,
+    number,
+    parts_of,
+)
+from unipo.sources.arrange import Arrange
 from unipo.sources.augment import Augment
 from unipo.sources.companions import CompanionSpec
 from unipo.sources.controllers import Controller
@@ -74,7 +88,8 @@ class Recipe:
     policy that takes the whole batch at once (`unipo.optimizers`); critics then train by the other terms. `epochs`: passes
     over each batch; `minibatches`: optimiser updates per pass (groups stay whole). `learning_rate`: multiplies the run's.
     `snapshots`: copies of the policy by name, beside the `reference` of the start. `companions`: models that are trained
-    beside the policy (text). `round`: demonstrations that two models make before the first step (text).
+    beside the policy (text). `round`: demonstrations that two models make before the first step (text). `arrange`: what is
+    made of demonstrations, comparisons and labelled answers before that.
     `gradient_parts`: of so many parts of a batch the gradient is computed apart, and the variance of the whole (metric
     `gradient_noise`) estimated from them; 0: it is not.
     """
@@ -90,6 +105,7 @@ class Recipe:
     snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
     companions: tuple[CompanionSpec, ...] = ()
     round: DescribeThenReason | None = None
+    arrange: tuple[Arrange, ...] = ()
     gradient_parts: int = 0
 
     def __post_init__(self) -> None:
@@ -121,7 +137,14 @@ class Recipe:
     @property
     def provided(self) -> frozenset[str]:
         """Columns that its own stages and companions add to batches of text."""
-        return self.rollouts.columns.union(*(c.columns for c in self.companions))
+        return self.rollouts.columns.union(*(part.columns for part in (*self.companions, *self.arrange)))
+
+    @property
+    def judges(self) -> str:
+        """What a model says that it trains to judge: of "answers", or of "pairs"; "" where it trains none."""
+        if not any(isinstance(part, FinalValue) for part in _within(self.objective)):
+            return ""
+        return next((stage.judges for stage in self.arrange if stage.judges != "answers"), "answers")
 
     @property
     def others(self) -> frozenset[str]:
@@ -199,13 +222,22 @@ class Recipe:
         joined = self.objective + other.objective
         snapshots = {**other.snapshots, **self.snapshots}
         companions = (*self.companions, *(c for c in other.companions if c not in self.companions))
+        arrange = (*self.arrange, *(stage for stage in other.arrange if stage not in self.arrange))
         return replace(lead, objective=joined, controllers=controllers, snapshots=snapshots, companions=companions,
-                       rollouts=rollouts, round=self.round or other.round)  # fmt: skip
+                       arrange=arrange, rollouts=rollouts, round=self.round or other.round)  # fmt: skip
 
     def __mul__(self, scale: float | Knob) -> Recipe:
         return replace(self, objective=self.objective * scale)
 
     __rmul__ = __mul__
+
+
+def _within(part: Part) -> Iterator[Part]:
+    """A part and everything in it."""
+    yield part
+    inner = (term for _, term in part.terms()) if isinstance(part, Sum) else parts_of(part)
+    for inside in inner:
+        yield from _within(inside)
 
 
 def _claimed_tasks(rows: Rows | Part) -> set[str]:

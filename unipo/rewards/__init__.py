@@ -3,12 +3,16 @@
 from unipo.rewards.calling import RewardError, RewardFunction, RewardSet, RewardWarning
 from unipo.rewards.graded import Formatted, ForTask, Near, Prefix, Within, WordByWord
 from unipo.rewards.mathematics import math
+from unipo.rewards.models import DensityRatio, ModelRater, ModelReward, learned
 from unipo.rewards.verifiers import REWARDS, exact_match, length, resolve_reward, split_rewards
 
 __all__ = [
     "REWARDS",
+    "DensityRatio",
     "ForTask",
     "Formatted",
+    "ModelRater",
+    "ModelReward",
     "Near",
     "Prefix",
     "RewardError",
@@ -18,6 +22,7 @@ __all__ = [
     "Within",
     "WordByWord",
     "exact_match",
+    "learned",
     "length",
     "math",
     "resolve_reward",

@@ -194,6 +194,11 @@ USAGE = {
 }
 
 
+def learned(rewards: Sequence[tuple[str, Any, float]]) -> bool:
+    """Whether a model is among the rewards (name, function, weight): what it says is no measure of what was learned from it."""
+    return any(isinstance(function, ModelReward | DensityRatio) for _, function, _ in rewards)
+
+
 def made(name: str, text: str) -> tuple[str, Any]:
     """The reward NAME(FOLDER, ..., SETTING=VALUE) with its name in metrics: of a reward model that of its run.
 

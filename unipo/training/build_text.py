@@ -20,6 +20,7 @@ from unipo.sources.rows import Rows
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.fingerprint import ROOT, fingerprint
+from unipo.training.judging import PairEvaluator, arranged, judged
 from unipo.training.loop import Run
 from unipo.training.problems import load_problems, scorer
 from unipo.training.progress import Progress
@@ -44,7 +45,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     policy, references = load_players(config, recipe, device)
     check_tasks(config, recipe, problems)
     check_guidance(config, recipe, problems)
-    reward = scorer(problems.reward)
+    reward, gold = scorer(problems.reward), scorer(problems.gold)
     settings = SamplerSettings(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -72,15 +73,19 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     replay = replay_of(config, recipe, policy)
     if replay is not None:
         sources["replay"] = replay
-    sources.update(fixed_rows(config, policy, problems))
+    fixed = arranged(fixed_rows(config, policy, problems), recipe, policy.tokenizer)
+    sources.update(fixed)
     if recipe.round is not None:
         config.folder.mkdir(parents=True, exist_ok=True)
         made = offline_round(config, recipe.round, policy, problems.train, problems.task, reward, settings, config.folder,
                              model_folder(config.teacher))  # fmt: skip
         sources["round"] = Rows(made, config.demos_per_step, config.seed)
     greedy = SamplerSettings(temperature=config.eval_temperature, max_tokens=problems.max_tokens, stop=config.stop)
-    held_out = Evaluator(problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), reward, config.seed,
-                         config.eval_samples)  # fmt: skip
+    held_out: Evaluator | PairEvaluator = Evaluator(
+        problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), gold, config.seed, config.eval_samples
+    )
+    if recipe.judges:
+        held_out = judged(fixed, config, recipe, policy, problems)
     updates = config.steps * recipe.passes * recipe.minibatches
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"),
                       gradient_parts=recipe.gradient_parts)  # fmt: skip
@@ -121,7 +126,10 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
     policy = load_policy(name, config.dtype, lora, device, config.temperature)
     if "value" in recipe.needs.signals:
         width = policy.model.get_input_embeddings().weight.shape[1]
-        policy.value_head = ValueHead(width, getattr(torch, config.dtype)).to(device)
+        policy.value_head = policy.value_head or ValueHead(width, getattr(torch, config.dtype)).to(device)
+        policy.judges = recipe.judges
+    else:
+        policy.value_head = None
     policy.parametric = parametric(recipe.needs.signals)
     references: dict[str, TokenPolicy] = {}
     for who in sorted(recipe.others):

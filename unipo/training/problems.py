@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unipo.rewards import Prefix, RewardSet, resolve_reward, split_rewards
+from unipo.rewards import Prefix, RewardSet, learned, resolve_reward, split_rewards
 from unipo.sources.arms import ArmChoice, Arms
 from unipo.sources.corpus import corpus_prompts
 from unipo.sources.datasets import load_rows
@@ -27,11 +27,16 @@ CORPUS_JUDGE = Prefix(share=0.5)
 
 @dataclass(frozen=True)
 class Problems:
-    """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one."""
+    """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one.
+
+    `gold`: what held-out answers are judged by. The reward itself, unless that is a model, which can be exploited: then the
+    task's own, or "math" for a dataset with answers.
+    """
 
     train: Prompts | Curriculum | Arms
     held_out: list[Prompt]
     reward: RewardSet
+    gold: RewardSet
     task: Task | None
     max_tokens: int
 
@@ -43,9 +48,11 @@ def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
     if is_task(config.task):
         task = with_arms(get_task(config.task), config, arms)
         held_out = [TaskPrompts(task, "held_out")[i] for i in range(config.eval_prompts)]
+        gold = list(task.rewards) if learned(rewards) else rewards or list(task.rewards)
         rewards = rewards or list(task.rewards)
         limit = config.max_tokens or task.max_completion_tokens
-        return Problems(_staged(config, TaskPrompts(task), arms), held_out, _rewards(rewards, config), task, limit)
+        return Problems(_staged(config, TaskPrompts(task), arms), held_out, _rewards(rewards, config), _rewards(gold, config),
+                        task, limit)  # fmt: skip
     rows = dataset_prompts(config.task, config.chat)
     if config.held_out:
         train, kept = rows, dataset_prompts(config.held_out, config.chat)
@@ -54,7 +61,9 @@ def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
     rewards = rewards or [("prefix", CORPUS_JUDGE, 1.0) if "document" in rows[0].columns else resolve_reward("math")]
     limit = config.max_tokens or DATASET_MAX_TOKENS
     prompts = _staged(config, RowPrompts(train, config.seed), arms)
-    return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), None, limit)
+    checked = learned(rewards) and any(p.columns.get("answer") is not None for p in rows)
+    gold = _rewards([resolve_reward("math")] if checked else rewards, config)
+    return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), gold, None, limit)
 
 
 def _staged(config: RunConfig, first: Prompts, arms: ArmChoice | None = None) -> Prompts | Curriculum | Arms:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,6 +21,24 @@ from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
 from unipo.training.config import RunConfig
 from unipo.training.evaluate import Evaluation, evaluate
+
+
+class Found(Protocol):
+    """What was measured, and a few readable rows of it."""
+
+    @property
+    def examples(self) -> list[dict[str, Any]]: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+class HeldOut(Protocol):
+    """What is kept apart, and measures a policy on it; nothing is measured where `prompts` are empty."""
+
+    @property
+    def prompts(self) -> Sequence[Any]: ...
+
+    def __call__(self, policy: TokenPolicy) -> Found: ...
 
 
 @dataclass
@@ -47,7 +65,7 @@ class TextData:
     mixer: Mixer
     rollouts: Rollouts | Ahead | None
     replay: Replay | None
-    held_out: Evaluator
+    held_out: HeldOut
     companions: tuple[Companion, ...] = ()
     needs: Needs = Needs()
     unit: str = "group"
