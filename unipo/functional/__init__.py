@@ -21,6 +21,8 @@ segments. Nothing here mutates its inputs; ratios are formed in log space and cl
     segments      of answers: where they begin `every_kth`, differences of values along them `segment_advantages`
     balance       of raised and lowered probabilities: `active_balance` `value_balance`, clip bounds `balanced_bounds`
     flow          `noised` data, `flow_error` of a velocity; `standouts` of a segment, its `running_mean`
+    ranking       of pairs by a policy: `ranks_right`, `idealised_log_ratio`, `ranking_difficulty`
+    neighbours    of points: `neighbour_distance`, its `log_spacing`; `importance` of rows, of terms that are `standardised`
     moments       `moments_of` `merged_moments` of numbers that come in parts; `weighted_r2` of a regression
 """
 
@@ -71,7 +73,9 @@ from unipo.functional.lists import (
     win_shares,
 )
 from unipo.functional.moments import Moments, merged_moments, moments_of, weighted_r2
+from unipo.functional.neighbours import importance, log_spacing, neighbour_distance, standardised
 from unipo.functional.pairs import hinge, logistic, pair_margin, pairwise_square, squared
+from unipo.functional.ranking import idealised_log_ratio, ranking_difficulty, ranks_right
 from unipo.functional.segments import every_kth, segment_advantages
 from unipo.functional.selection import ascending, largest, max_variance_subset, places, rank_shares, share_of
 from unipo.functional.weights import (
@@ -123,6 +127,8 @@ __all__ = [
     "group_std",
     "group_variance",
     "hinge",
+    "idealised_log_ratio",
+    "importance",
     "k1",
     "k2",
     "k3",
@@ -131,12 +137,14 @@ __all__ = [
     "leave_one_out_mean",
     "list_cross_entropy",
     "log_ratio",
+    "log_spacing",
     "log_state_action_coverage",
     "logistic",
     "max_variance_subset",
     "merged_moments",
     "moments_of",
     "ndcg",
+    "neighbour_distance",
     "noised",
     "normalize",
     "ordered_pairs",
@@ -145,6 +153,8 @@ __all__ = [
     "places",
     "plackett_luce",
     "rank_shares",
+    "ranking_difficulty",
+    "ranks_right",
     "ring_mask",
     "row_entropy",
     "running_mean",
@@ -155,6 +165,7 @@ __all__ = [
     "share_of",
     "softened",
     "squared",
+    "standardised",
     "standouts",
     "state_action_coverage",
     "swap_gain",
