@@ -110,6 +110,11 @@ def groups_of(answers: Sequence[Sequence[int]], **policies: Tensor) -> Episodes:
     return made.with_columns("episode", reward=token.double()).with_columns("step", **columns)
 
 
+def compared(answers: Sequence[Sequence[int]], **policies: Tensor) -> Episodes:
+    """The same as comparisons: pairs that a stage made of them."""
+    return groups_of(answers, **policies).with_columns("episode", kind="pair")
+
+
 def expected(objective: Objective, logp: Tensor, size: int, judge: Judge | None = None, **policies: Tensor) -> Tensor:
     """- dE[L]/dlogits [A]: the ascent direction, exactly, over all groups of `size` independent answers."""
     tuples = list(itertools.product(range(len(logp)), repeat=size))
@@ -362,7 +367,7 @@ def test_nash_mp_gradient_away_from_the_anchor() -> None:
 def pair_slope(objective: Objective, at: Tensor, weight: Tensor, label: Tensor, **policies: Tensor) -> Tensor:
     """d/dlog pi(y) of the population loss over pairs (y, y'), weighted [A, A], y preferred with probability label [A, A]."""
     pairs = list(itertools.product(range(len(at)), repeat=2))
-    batch = groups_of(pairs, **policies)
+    batch = compared(pairs, **policies)
     sure = torch.stack([label[y, z] for y, z in pairs]).repeat_interleave(2)
     batch = batch.with_columns("episode", chosen=torch.arange(len(batch)) % 2 == 0, confidence=sure)
     slope = gradient(objective, batch, at[batch["token"]]) * len(pairs)
@@ -383,18 +388,18 @@ def test_inpo_minimiser_is_the_mirror_step() -> None:
 
 
 def test_inpo_at_equal_rates_is_ipo_on_its_own_pairs() -> None:
-    batch = groups_of([(0, 1), (2, 1), (0, 2)], reference=MU, old=logits(5))
+    batch = compared([(0, 1), (2, 1), (0, 2)], reference=MU, old=logits(5))
     blank = torch.ones(6, dtype=torch.float64)
     batch = batch.with_columns("episode", chosen=torch.arange(6) % 2 == 0, confidence=blank)
     logp = logits(6)[batch["token"]]
     same(gradient(inpo(tau=0.2, eta=0.2).objective, batch, logp),
-         gradient(ipo(beta=0.2).objective.but(rows=rollouts), batch, logp))  # fmt: skip
+         gradient(ipo(beta=0.2).objective, batch, logp))  # fmt: skip
 
 
 def test_inpo_gradient_as_advantages() -> None:
     """A_w = -2 (h - 1 / (2 eta)) = -A_l."""
     current, tau, eta = logits(5), 0.1, 0.4
-    batch = groups_of([(0, 1)], reference=MU, old=current)
+    batch = compared([(0, 1)], reference=MU, old=current)
     batch = batch.with_columns("episode", chosen=torch.tensor([True, False]), confidence=torch.ones(2).double())
     at = logits(6)
     ratio = tau / eta * (at - MU) + (1 - tau / eta) * (at - current)
@@ -406,7 +411,7 @@ def test_expected_labels_have_the_mean_gradient_of_drawn_ones() -> None:
     """For a square: the gradient of (h - c (2 p - 1))^2."""
     current, p = logits(5), 0.8
     objective = inpo(tau=0.0, eta=0.5).objective
-    batch = groups_of([(0, 1)], reference=MU, old=current)
+    batch = compared([(0, 1)], reference=MU, old=current)
     won, at = torch.tensor([True, False]), logits(6)[:2]
 
     def slope(chosen: Tensor, confidence: float) -> Tensor:
@@ -476,7 +481,8 @@ def test_the_difference_of_sppo_targets_is_inpos() -> None:
     )
     slope = gradient(sppo(eta=eta, answers="all").objective, batch, current[[0, 2]])
     same(-(slope[0] - slope[1]), eta * (rate[0] - rate[2]))
-    hard = gradient(sppo(eta=eta, labels="hard").objective, batch, current[[0, 2]])
+    best_and_worst = batch.with_columns("episode", kind="pair")
+    hard = gradient(sppo(eta=eta, labels="hard").objective, best_and_worst, current[[0, 2]])
     same(-(hard[0] - hard[1]), torch.tensor(eta).double(), 1e-7)
 
 
@@ -501,12 +507,12 @@ def test_sppo_raises_the_winner_whatever_the_loser_does() -> None:
 def test_dno_is_dpo_against_the_iterate() -> None:
     """q = 1: DPO whose reference is pi_t; q < 1: conservative DPO with eps = 1 - q; q = 1/2 pulls the margin to 0."""
     current = logits(5)
-    batch = groups_of([(0, 1), (2, 0)], old=current, reference=current)
+    batch = compared([(0, 1), (2, 0)], old=current, reference=current)
     batch = batch.with_columns("episode", chosen=torch.arange(4) % 2 == 0)
     at = logits(6)[batch["token"]]
     for q in (1.0, 0.7, 0.5):
         labelled = batch.with_columns("episode", confidence=torch.full((4,), q, dtype=torch.float64))
-        plain = dpo(beta=0.3, label_smoothing=1 - q).objective.but(rows=rollouts)
+        plain = dpo(beta=0.3, label_smoothing=1 - q).objective
         same(gradient(dno(beta=0.3).objective, labelled, at), gradient(plain, labelled, at))
     even = batch.with_columns("episode", confidence=torch.full((4,), 0.5, dtype=torch.float64))
     same(gradient(dno(beta=0.3).objective, even, current[batch["token"]]), torch.zeros(4, dtype=torch.float64))
@@ -534,15 +540,15 @@ def test_dno_pairs_of_students_and_teacher() -> None:
     shown = TabularPrompts(task, {0: [3]})
     recipe = dno(group=6, judge=judged(game), gap=0.15)
     batch = tabular_rollouts(task, policy, recipe.rollouts, 0, shown).draw(0, 0)
-    demo = batch.category("kind", "demo")
-    assert bool(demo.any())
-    assert bool(batch["chosen"][demo].all())
+    taught = batch["behavior_logp"].isnan()
+    assert bool(taught.any())
+    assert bool(batch["chosen"][taught].all())
     win, chosen = batch["win_rate"], batch["chosen"]
     assert float((win[chosen] - win[~chosen]).min()) >= 0.15
     assert float(win[chosen].min()) >= 0.5
     assert set(batch["confidence"].tolist()) == {1.0}
     alone = tabular_rollouts(task, policy, dno(group=6, judge=judged(game), teacher=0, gap=0.15).rollouts, 0).draw(0, 0)
-    assert not bool(alone.category("kind", "demo").any())
+    assert not bool(alone["behavior_logp"].isnan().any())
 
 
 # ---- APO -------------------------------------------------------------------------------------------------------------

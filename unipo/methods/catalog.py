@@ -160,8 +160,11 @@ def build(expression: str, options: Mapping[str, Mapping[str, Any]], environment
         _one(scale, method, options.get(method.slug, {}), len(terms) > 1, environment) for scale, method in terms
     ]
     total = recipes[0]
-    for recipe in recipes[1:]:
-        total = total + recipe
+    try:
+        for recipe in recipes[1:]:
+            total = total + recipe
+    except ValueError as error:
+        raise MethodError(f"cannot train {expression!r}: {error}") from error
     return total
 
 
