@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from unipo.methods.catalog import BY_SLUG, STUDIES
+from unipo.reproduce.catalog_page import catalog_page
 from unipo.reproduce.page import verdicts
 from unipo.reproduce.picture import deciding, picture
 
@@ -36,3 +38,12 @@ def test_panels_are_the_metrics_that_decide(tmp_path: Path) -> None:
 def test_every_verdict_names_what_it_measured(verdict: dict) -> None:
     assert 1 <= len(deciding(verdict)) <= 4
     assert "learning_rate" not in deciding(verdict)
+
+
+def test_the_page_of_methods_shows_whatever_is_built() -> None:
+    """Every method and study once, with its rows; a verdict links to its claim."""
+    shown = catalog_page()
+    for slug in (*BY_SLUG, *STUDIES):
+        assert shown.count(f"| `{slug}` |") == 1, slug
+    assert "| `grpo` | Group relative policy optimization, arXiv 2402.03300, eq. 3 and 4 | rollouts | text |" in shown
+    assert "[reproduced](claims.md#copg)" in shown

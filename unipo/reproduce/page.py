@@ -1,4 +1,4 @@
-"""docs/claims.md and its pictures from the verdict files: `python -m unipo.reproduce.page [FILE]`."""
+"""docs/claims.md and its pictures from the verdict files, and docs/methods.md: `python -m unipo.reproduce.page [FILE]`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unipo.reproduce.catalog_page import catalog_page
 from unipo.reproduce.claim import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 from unipo.reproduce.picture import picture
 from unipo.reproduce.run import VERDICTS
@@ -78,7 +79,8 @@ def main(arguments: list[str]) -> None:
     for verdict in found:
         picture(verdict, VERDICTS / f"{verdict['slug']}.png")
     path.write_text(page(found), encoding="utf-8")
-    print(path)
+    path.with_name("methods.md").write_text(catalog_page(), encoding="utf-8")
+    print(path, path.with_name("methods.md"))
 
 
 if __name__ == "__main__":
