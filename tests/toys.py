@@ -60,7 +60,7 @@ def toy_batch(
     seed: int = 0, groups: int = 4, group: int = 4, rewards: Sequence[float] | None = None, demos: bool = True
 ) -> Episodes:
     """Fresh and replayed groups of rollouts (each with its prompt's demonstration where `demos`), demonstrations, pairs,
-    and a preference group of two winners and three losers."""
+    a preference group of two winners and three losers, pairs of own answers (with rewards), and labelled answers."""
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(n: int, high: int) -> list[int]:
@@ -92,6 +92,15 @@ def toy_batch(
     parts.append(Episodes.build([numbers(n, VOCABULARY) for n in (2, 1, 3, 2, 1)], [numbers(2, VOCABULARY)] * 5, [0] * 5,
                                 kind=["pair"] * 5, source=["pairs"] * 5, chosen=[True, True, False, False, False],
                                 prompt_id=[200] * 5, truncated=[False] * 5, policy_version=[-1] * 5))  # fmt: skip
+    for p in range(2):
+        own = Episodes.build([numbers(2 + p, VOCABULARY), numbers(1, VOCABULARY)], [numbers(2, VOCABULARY)] * 2, [0, 0],
+                             kind=["pair"] * 2, source=["fresh"] * 2, chosen=[True, False], prompt_id=[400 + p] * 2,
+                             truncated=[False] * 2, policy_version=[5] * 2)  # fmt: skip
+        parts.append(own.with_columns("episode", reward=torch.tensor([1.0, 0.0], dtype=torch.float64)))
+    for p in range(4):
+        parts.append(Episodes.build([numbers(1 + p, VOCABULARY)], [numbers(2, VOCABULARY)], kind=["label"], source=["labels"],
+                                    chosen=[p % 2 == 0], prompt_id=[300 + p], truncated=[False],
+                                    policy_version=[-1]))  # fmt: skip
     return annotated(Episodes.cat(parts), generator)
 
 
@@ -107,12 +116,15 @@ def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -
     behavior = torch.where(acted, near(signals["logp"]), torch.nan)
     batch = batch.with_columns("step", behavior_logp=behavior, reference_logp=near(signals["logp"]),
                                old_logp=near(signals["logp"]), old_value=near(signals["value"]),
-                               previous_logp=near(signals["logp"]), anchor_logp=near(signals["logp"]))  # fmt: skip
+                               previous_logp=near(signals["logp"]), anchor_logp=near(signals["logp"]),
+                               old_mismatched_logp=near(signals["logp"] - 1.0),
+                               reference_mismatched_logp=near(signals["logp"] - 1.2))  # fmt: skip
     group = batch.index("group", "episode")
     first = torch.cat([torch.ones(1, dtype=torch.bool), group[1:] != group[:-1]])
     preferred = batch["chosen"] | (first & batch.category("kind", "rollout"))
     win, sure = torch.rand((2, len(batch)), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    batch = batch.with_columns("episode", chosen=preferred, win_rate=win, confidence=0.5 + sure / 2)
+    rating = torch.where(batch.category("kind", "pair"), 1 + 9 * win, torch.nan)
+    batch = batch.with_columns("episode", chosen=preferred, win_rate=win, confidence=0.5 + sure / 2, rating=rating)
     collision, weight, reward = torch.rand((3, len(acted)), generator=generator, dtype=torch.float64)
     batch = batch.with_columns("step", old_collision=collision, token_weight=weight, token_reward=-0.1 * reward)
     added = torch.randn(len(acted), generator=generator, dtype=torch.float64)

@@ -114,7 +114,7 @@ def test_degenerate_groups_give_finite_gradients(name: str, rewards: list[float]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_group_of_one_and_an_empty_kind(name: str) -> None:
     assert gradients(name, batch_of(name, group=1, rewards=[1.0]), 30)[0].isfinite().all()
-    for kind in ("rollout", "demo", "pair"):
+    for kind in ("rollout", "demo", "pair", "label"):
         episodes = batch_of(name, demos=False)
         without = episodes.select(~episodes.category("kind", kind))
         assert gradients(name, without, 30)[0].isfinite().all()

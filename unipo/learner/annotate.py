@@ -13,13 +13,16 @@ from unipo.learner.player import Player
 from unipo.objectives import Needs
 
 OLD = "old"
+MISMATCHED = "mismatched_"
+COMPARED = ("label", "pair")
 
 
 def annotate(episodes: Episodes, needs: Needs, policies: Mapping[str, Player], token_budget: int) -> Episodes:
     """Fill the columns `<who>_<signal>` that `needs` names, `who` being a key of `policies`, without a graph.
 
     Rows that already carry the number keep it (logged log-probs stand in for a reference model); only rows where it is
-    absent or NaN are computed. All that is asked of one of `policies` is asked in one call.
+    absent or NaN are computed. All that is asked of one of `policies` is asked in one call. `<who>_mismatched_<signal>` is
+    asked of labelled and compared answers behind the prompt of the group before theirs; NaN for other rows.
     """
     asked: dict[str, list[str]] = {}
     for column in sorted(needs.columns):
@@ -27,8 +30,37 @@ def annotate(episodes: Episodes, needs: Needs, policies: Mapping[str, Player], t
         if who in policies and signal:
             asked.setdefault(who, []).append(signal)
     for who, signals in asked.items():
-        episodes = _filled(episodes, who, signals, policies[who], token_budget)
+        own = [name for name in signals if not name.startswith(MISMATCHED)]
+        episodes = _filled(episodes, who, own, policies[who], token_budget) if own else episodes
+        rest = [n for n in signals if n.startswith(MISMATCHED) and f"{who}_{n}" not in episodes]
+        episodes = _mismatched(episodes, who, rest, policies[who], token_budget) if rest else episodes
     return episodes
+
+
+def _mismatched(episodes: Episodes, who: str, names: list[str], policy: Player, token_budget: int) -> Episodes:
+    """Signals of answers that do not fit: each is read behind the prompt of the group before its own, of the same kind."""
+    signals = [name.removeprefix(MISMATCHED) for name in names]
+    blank = episodes["token"].new_full((episodes.count("step"),), torch.nan, dtype=torch.get_default_dtype())
+    found = dict.fromkeys(signals, blank)
+    for kind in COMPARED:
+        rows = episodes.category("kind", kind).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        steps, values = (
+            episodes.step_index(rows),
+            emitted(elsewhere(episodes.select(rows)), signals, policy, token_budget),
+        )
+        found = {name: found[name].to(value).index_put((steps,), value) for name, value in values.items()}
+    return episodes.with_columns("step", **{f"{who}_{MISMATCHED}{name}": value for name, value in found.items()})
+
+
+def elsewhere(episodes: Episodes) -> Episodes:
+    """The same answers, each behind the prompt of the group before its own (the first: of the last). One turn per episode."""
+    context, group = episodes.context("score"), episodes.index("group", "episode")
+    assert context.offsets is not None
+    first = torch.searchsorted(group, torch.arange(episodes.count("group"), device=group.device))
+    written = context.values.split(context.offsets.diff().tolist())
+    return episodes.with_context("score", [written[i] for i in first.roll(1)[group].tolist()])
 
 
 def _filled(episodes: Episodes, who: str, signals: list[str], policy: Player, token_budget: int) -> Episodes:

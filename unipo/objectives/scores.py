@@ -20,7 +20,7 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.objectives.advantages import Advantage, Center, GroupMean, Outcome, Scale
-from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, number, pairs, rollouts
+from unipo.objectives.base import Knob, Needs, Objective, Part, Rows, Signals, labels, number, pairs, rollouts
 from unipo.objectives.masks import AdvantageMask
 from unipo.objectives.regression import Squared
 
@@ -28,14 +28,22 @@ __all__ = [
     "Brevity",
     "Contrast",
     "GroupSquare",
+    "HingeLink",
     "Link",
+    "LogOdds",
     "LogRatioScore",
+    "LogisticLink",
     "Marked",
     "MeanLogp",
+    "MismatchedRatio",
     "Pairwise",
+    "Pointwise",
     "ScoreRegression",
     "ScoreSum",
+    "SigmoidLink",
     "SquaredLink",
+    "SumLogp",
+    "Unflipped",
     "Zero",
 ]
 
@@ -84,14 +92,62 @@ class ScoreSum(Part):
 
 
 @dataclass(frozen=True)
-class MeanLogp(Part):
-    """s(y) = mean_t log pi(y_t) per episode [E], differentiable in the policy; 0 for an answer without steps."""
+class SumLogp(Part):
+    """s(y) = beta * sum_t log pi(y_t) per episode [E], differentiable in the policy: a score without a reference."""
+
+    beta: float | Knob = 1.0
 
     def own_needs(self) -> Needs:
         return Needs.of(signals="logp")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        return episodes.reduce(signals["logp"], how="mean")
+        return number(self.beta) * episodes.reduce(signals["logp"])
+
+
+@dataclass(frozen=True)
+class MeanLogp(Part):
+    """s(y) = beta * mean_t log pi(y_t) per episode [E], differentiable in the policy; 0 for an answer without steps."""
+
+    beta: float | Knob = 1.0
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return number(self.beta) * episodes.reduce(signals["logp"], how="mean")
+
+
+@dataclass(frozen=True)
+class LogOdds(Part):
+    """s(y) = log( p / (1 - p) ) per episode [E], p = exp( mean_t log pi(y_t) ) (ORPO); p counts as at most 1 - `eps`."""
+
+    eps: float = 1e-6
+
+    def own_needs(self) -> Needs:
+        return Needs.of(signals="logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        mean = episodes.reduce(signals["logp"], how="mean").clamp(max=-self.eps)
+        return mean - torch.log(-torch.expm1(mean))
+
+
+@dataclass(frozen=True)
+class MismatchedRatio(Part):
+    """beta * max( 0, mean of log( pi(y) / to(y) ) behind other prompts ), the same for every episode [E], detached.
+
+    An estimate of beta KL(pi || to) from answers that do not fit (KTO, arXiv 2402.01306): each answer is read behind the
+    prompt of the group before its own (columns `old_mismatched_logp` and `<to>_mismatched_logp`).
+    """
+
+    beta: float | Knob = 0.1
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"old_mismatched_logp {self.to}_mismatched_logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        ratio = episodes.reduce(episodes["old_mismatched_logp"] - episodes[f"{self.to}_mismatched_logp"])
+        return number(self.beta) * ratio.mean().clamp(min=0.0).expand(len(episodes))
 
 
 @dataclass(frozen=True)
@@ -146,10 +202,19 @@ class Contrast(Advantage):
 class Link(Part):
     """A loss on the margin between two scores: `of(margin [P]) -> [P]`. This one is logistic: -log sigmoid(margin)."""
 
+    def of(self, margin: Tensor) -> Tensor:
+        return F.logistic(margin)
+
+
+@dataclass(frozen=True)
+class LogisticLink(Link):
+    """-(1 - s) log sigmoid(m - margin) - s log sigmoid(margin - m), s the share of labels believed to be flipped."""
+
     label_smoothing: float = 0.0
+    margin: float = 0.0
 
     def of(self, margin: Tensor) -> Tensor:
-        return F.logistic(margin, self.label_smoothing)
+        return F.logistic(margin - self.margin, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -162,37 +227,108 @@ class SquaredLink(Link):
         return F.squared(margin, self.target)
 
 
+@dataclass(frozen=True)
+class HingeLink(Link):
+    """max(0, target - margin): SLiC."""
+
+    target: float = 1.0
+
+    def of(self, margin: Tensor) -> Tensor:
+        return F.hinge(margin, self.target)
+
+
+@dataclass(frozen=True)
+class SigmoidLink(Link):
+    """1 - sigmoid(margin), which saturates on both sides: KTO."""
+
+    def of(self, margin: Tensor) -> Tensor:
+        return torch.sigmoid(-margin)
+
+
+@dataclass(frozen=True)
+class Unflipped(Link):
+    """( (1 - e) link(m) - e link(-m) ) / (1 - 2 e): on labels of which a share e is flipped, link(m) of clean ones on average.
+
+    Unbounded below (for the logistic link its tail is - e / (1 - 2 e) m): stop early, or hold the policy otherwise.
+    """
+
+    flipped: float = 0.1
+    link: Link = Link()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.flipped < 0.5:
+            raise ValueError(f"flipped is {self.flipped}: expected the share of wrong labels, from 0 to below 1/2")
+
+    def of(self, margin: Tensor) -> Tensor:
+        kept = (1.0 - self.flipped) * self.link.of(margin) - self.flipped * self.link.of(-margin)
+        return kept / (1.0 - 2.0 * self.flipped)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Pairwise(Objective):
     """L = mean over groups of link( mean score of the chosen - mean score of the others ); most often a pair of answers.
 
     A group without a chosen or without another answer is left out. `confidence` [E]: the probability p that the chosen are
-    preferred; the loss is then p link(m) + (1 - p) link(-m).
+    preferred; the loss is then p link(m) + (1 - p) link(-m). `apart` [E]: what the chosen have more of it is taken off the
+    margin first (their ratings: the better they are, the further ahead they shall score); nothing where it is unknown (NaN).
     """
 
     score: Part = LogRatioScore()
     link: Link = Link()
     confidence: Part | None = None
+    apart: Part | None = None
     rows: Rows = pairs
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns="chosen kind", signals="logp", group_size=2)
+        return Needs.of(columns="chosen kind", group_size=2)
 
     def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
         score, chosen = self.score(episodes, signals), episodes["chosen"]
         counts = [episodes.reduce(side.to(score), to="group", level="episode") for side in (chosen, ~chosen)]
         won, lost = (episodes.expand(1 / n.clamp(min=1), to="episode", level="group") for n in counts)
-        margin = episodes.reduce(torch.where(chosen, won * score, -lost * score), to="group", level="episode")
+        sign = torch.where(chosen, won, -lost)
+        margin = episodes.reduce(sign * score, to="group", level="episode")
         complete = (counts[0] > 0) & (counts[1] > 0)
-        each = self.link.of(margin[complete])
+        ahead = margin[complete]
+        if self.apart is not None:
+            more = episodes.reduce(sign * self.apart(episodes, signals).to(score.dtype), to="group", level="episode")
+            ahead = ahead - torch.nan_to_num(more[complete])
+        each = self.link.of(ahead)
         if self.confidence is not None:
             sure = self.confidence(episodes, signals).to(score.dtype)
             sure = episodes.reduce(sure, to="group", how="mean", level="episode")[complete]
-            each = sure * each + (1.0 - sure) * self.link.of(-margin[complete])
+            each = sure * each + (1.0 - sure) * self.link.of(-ahead)
         loss = each.sum() / max(int(complete.sum()), 1)
         preferred = (margin.detach() > 0).to(score.dtype)
         return loss, {"preferred": episodes.expand(preferred, level="group"),
                       "margin": episodes.expand(margin.detach(), level="group")}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pointwise(Objective):
+    """L = mean over answers of weight * link( +-(score - anchor) ): + and `good` for the chosen, - and `bad` for the others.
+
+    Answers that were judged each on its own; the anchor is what neither is. Sides of pairs may be judged so as well.
+    """
+
+    score: Part = LogRatioScore()
+    anchor: Part = Zero()
+    link: Link = Link()
+    good: float = 1.0
+    bad: float = 1.0
+    rows: Rows = labels
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns="chosen kind")
+
+    def evaluate(self, episodes: Episodes, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+        score, chosen = self.score(episodes, signals), episodes["chosen"]
+        above = score - self.anchor(episodes, signals).detach().to(score.dtype)
+        margin = torch.where(chosen, above, -above)
+        each = torch.where(chosen, self.good, self.bad) * self.link.of(margin)
+        preferred = (margin.detach() > 0).to(score.dtype)
+        return each.sum() / max(len(episodes), 1), {"preferred": episodes.expand(preferred),
+                                                    "margin": episodes.expand(margin.detach())}  # fmt: skip
 
 
 # ---- regressions -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unipo.episodes import Episodes, segment_reduce
 from unipo.rewards import RewardError, resolve_reward
-from unipo.sources.augment import Augment, Drawn
+from unipo.sources.augment import Augment, Drawn, joined
 from unipo.sources.encode import encode_prompt
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
@@ -177,12 +177,16 @@ class Sampled(Opponents):
         return frozenset({self.player} if self.share else ())
 
     def __call__(self, groups: Episodes, answers: Answers, drawn: Drawn) -> Met:
+        made = self.drawn(groups, drawn, "opponents")
+        return Met(Answers.of(made, drawn), made["whom"], torch.full((len(made),), -1))
+
+    def drawn(self, groups: Episodes, drawn: Drawn, use: str) -> Episodes:
+        """The samples, as rows of the group numbered `whom` [E]."""
         prompts = [p for p in drawn.prompt_of(groups) for _ in range(self.samples)]
         contexts = [encode_prompt(drawn.source.tokenizer, p.text) for p in prompts]
         number = torch.arange(groups.count("group")).repeat_interleave(self.samples)
-        made = drawn.source.complete(prompts, contexts, drawn.step, drawn.version, use="opponents",
+        return drawn.source.complete(prompts, contexts, drawn.step, drawn.version, use=use,
                                      by=(self.player, self.share) if self.share else None, whom=number)  # fmt: skip
-        return Met(Answers.of(made, drawn), made["whom"], torch.full((len(made),), -1))
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,24 @@ class Compared(Augment):
         total = segment_reduce(won, row, len(groups)) + met.itself / 2.0
         rate = torch.where(count > 0, total / count.clamp(min=1e-12), 0.5)
         return groups.with_columns("episode", win_rate=rate)
+
+
+@dataclass(frozen=True)
+class SampledBeside(Augment):
+    """Samples of another player join each group as rows of kind "demo": answers to look at, not to be rewarded for."""
+
+    filtered: ClassVar[bool] = True
+    provides: ClassVar[str] = "demo"
+
+    sampled: Sampled = Sampled("reference", 1.0, 1)
+
+    @property
+    def players(self) -> frozenset[str]:
+        return self.sampled.players
+
+    def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
+        made = self.sampled.drawn(groups, drawn, "beside")
+        return joined(groups, made.with_columns("episode", kind="demo").without("whom"), made["whom"].tolist())
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------------
