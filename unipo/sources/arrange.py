@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unipo import functional as F
 from unipo.episodes import Episodes
+from unipo.objectives import Rating
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Arrange:
 
 @dataclass(frozen=True)
 class EveryPair(Arrange):
-    """Each group of kind "pair" becomes pairs (better, worse): by rating where all are known, else chosen and not chosen.
+    """Each group of kind "pair" becomes pairs (better, worse): by rating, or chosen and not chosen in lists without ratings.
 
-    Equal ratings make no pair; a pair stays a pair.
+    Answers of unknown rating make no pair, nor do those of equal rating unless one is chosen; a pair stays a pair.
     """
 
     def __call__(self, rows: Episodes, tokenizer: Any) -> Episodes:
@@ -59,17 +61,11 @@ class Rivals(EveryPair):
 
 def better_worse(rows: Episodes) -> Tensor:
     """(better row, worse row) [2, n] of all pairs within groups."""
-    own, chosen = rows.index("group", "episode"), rows["chosen"]
-    rank = chosen.double()
-    if "rating" in rows:
-        known = rows.reduce(rows["rating"].isfinite(), to="group", how="all", level="episode")[own]
-        rank = torch.where(known, torch.nan_to_num(rows["rating"].double()), rank)
-    found, start = [], 0
-    for n in rows.lengths("group", "episode").tolist():
-        score = rank[start : start + n]
-        found.append((score[:, None] > score[None, :]).nonzero().T + start)
-        start += n
-    return torch.cat(found, 1)
+    unknown = torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    rating = Rating()(rows if "rating" in rows else rows.with_columns("episode", rating=unknown), {})
+    index, n = rows.index("group", "episode"), rows.count("group")
+    rated, told = (torch.stack(F.ordered_pairs(x, index, n)) for x in (rating, rows["chosen"].double()))
+    return torch.cat([rated, told[:, rating[told[0]] == rating[told[1]]]], 1)
 
 
 def against(pairs: Episodes, end: int | None) -> Episodes:
