@@ -101,6 +101,11 @@ def toy_batch(
         parts.append(Episodes.build([numbers(1 + p, VOCABULARY)], [numbers(2, VOCABULARY)], kind=["label"], source=["labels"],
                                     chosen=[p % 2 == 0], prompt_id=[300 + p], truncated=[False],
                                     policy_version=[-1]))  # fmt: skip
+    for p in range(3):
+        kind, prompts = ("context", [numbers(2, VOCABULARY), numbers(2, VOCABULARY)]) if p else ("rationale", [[1, 2, 3]])
+        n, said = len(prompts), numbers(3, VOCABULARY)
+        parts.append(Episodes.build([said] * n, prompts, [0] * n, kind=[kind] * n, source=[kind] * n, truncated=[False] * n,
+                                    chosen=[True, False][:n], prompt_id=[500 + p] * n, policy_version=[-1] * n))  # fmt: skip
     return annotated(Episodes.cat(parts), generator)
 
 
@@ -129,7 +134,10 @@ def annotated(batch: Episodes, generator: torch.Generator, drift: float = 0.3) -
     batch = batch.with_columns("step", old_collision=collision, token_weight=weight, token_reward=-0.1 * reward)
     added = torch.randn(len(acted), generator=generator, dtype=torch.float64)
     current = 2 * batch.position() + 2 > batch.expand(batch.lengths())
-    batch = batch.with_columns("step", segment_advantage=added, current=current)
+    batch = batch.with_columns("step", segment_advantage=added, current=current, edit_weight=1 + weight,
+                               context_weight=2 - weight, aligned_logp=near(signals["logp"]),
+                               generated=current | (batch.position() > 0))  # fmt: skip
+    batch = batch.with_columns("episode", made="edited")
     return batch.with_columns("episode", finished=torch.arange(len(batch)) % 2 == 0)
 
 

@@ -11,7 +11,7 @@ from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, Player
 from unipo.methods.catalog import METHODS, build
 from unipo.objectives import TrustRegion, with_settings
-from unipo.recipe import Recipe
+from unipo.recipe import Recipe, kinds_of
 
 MIX = "grpo+0.2*sft+0.1*dpo"
 OPTIONS = {
@@ -21,7 +21,7 @@ OPTIONS = {
 ENVIRONMENTS = ", in environments"
 NAMES = [*(m.slug for m in METHODS), MIX, "ppo+0.5*dpo+0.1*chord", *OPTIONS,
          *(m.slug + ENVIRONMENTS for m in METHODS if m.environments)]  # fmt: skip
-SETTINGS = {"mu": 0.4, "reference_share": 0.4, "baseline": 0.3}
+SETTINGS = {"mu": 0.4, "reference_share": 0.4, "baseline": 0.3, "align": 0.4}
 CONTEXT = {"token", "prompt", "source", "policy_version", "truncated", "observation", "action", "final_observation", "noise",
            "old_next_value", "post_observation"}  # fmt: skip
 """What players look at, whatever the objective; a bootstrap is used where there is one."""
@@ -147,7 +147,7 @@ def test_every_term_moves_rows_it_claims_and_no_others(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_that_no_term_claims_do_not_matter(name: str) -> None:
     recipe, episodes = recipe_of(name), batch_of(name, demos=True)
-    kinds = recipe.kinds
+    kinds = {kind for _, term in recipe.objective.terms() for kind in kinds_of(term.rows)}
     wanted = torch.stack([episodes.category("kind", k) for k in kinds]).any(0)
     assert close(gradients(name, episodes.select(wanted), 10_000)[0], gradients(name, episodes, 10_000)[0])
 

@@ -20,6 +20,7 @@ from typing import Any
 from unipo.methods import (
     actor_critic,
     control_applications,
+    edited_answers,
     estimation_theory,
     group_variants,
     guided,
@@ -60,6 +61,7 @@ PAGES = (
     guided,
     props,
     control_applications,
+    edited_answers,
     regressions,
     text_applications,
     supervised,

@@ -45,7 +45,7 @@ class StepReward(Part):
 
 @dataclass(frozen=True)
 class LessDivergence(StepReward):
-    """r_n - coefficient * log( mu / to )(y_n): the divergence inside the reward, with the probabilities that were sampled from."""
+    """r_n - coefficient * log( mu / to )(y_n): the divergence inside the reward, of the policy that sampled."""
 
     coefficient: float | Knob = 0.01
     to: str = "reference"
