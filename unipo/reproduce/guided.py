@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.network import NetworkPolicy
+from unipo.reproduce.segments import Spent
 from unipo.reproduce.training import success, train
 from unipo.sources.filters import MixedOutcomes
 from unipo.sources.keyed import keyed_generator
@@ -56,21 +58,40 @@ def solved(policy: TabularPolicy, answers: Sequence[Answer]) -> Tensor:
 
 
 # ---- Guide -------------------------------------------------------------------------------------------------------------
-FIRST, REST, HINTED = 0.005, 0.4, 0.9
+HARD_FIRST, FAIR_FIRST, REST, HINTED = 0.005, 0.25, 0.4, 0.9
+ASKED = 2 * PROMPTS
+"""Prompts of Guide: the first half almost never solved, the others now and then."""
 
 
 def guide_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
-    """The first token is the hard one, and what the hint reveals: a second row of the table for each prompt."""
-    answers = [answer(seed, q, VOCABULARY, LENGTH) for q in range(PROMPTS)]
-    rest = [REST] * (LENGTH - 1)
-    policy = table([*answers, *answers], [[FIRST, *rest]] * PROMPTS + [[HINTED, *rest]] * PROMPTS, VOCABULARY)
-    task = TabularTask(2 * PROMPTS, VOCABULARY, LENGTH, lambda q, tokens: float(tokens == answers[q % PROMPTS]))
-    asked = TabularTask(PROMPTS, VOCABULARY, LENGTH, task.reward)
-    shown = TabularPrompts(asked, columns={q: {"hint": str(PROMPTS + q)} for q in range(PROMPTS)})
-    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, PROMPTS)
-    train(phases, policy, lambda step: rollouts.draw(step, step), steps=steps, rate=rate)
-    p = solved(policy, answers)
-    return {"success": float(p.mean()), "pass@16": float((1 - (1 - p) ** 16).mean())}
+    """The first token is the hard one, and what the hint reveals: a second row of the table for each prompt. A step of the
+    claim is `2 * GROUP` rollouts per prompt, hinted ones counted: arms make as many updates as these pay for."""
+    answers = [answer(seed, q, VOCABULARY, LENGTH) for q in range(ASKED)]
+    rest, spent = [REST] * (LENGTH - 1), 2 * GROUP * ASKED * LENGTH * steps
+    chances = [[first, *rest] for first in [HARD_FIRST] * PROMPTS + [FAIR_FIRST] * PROMPTS] + [[HINTED, *rest]] * ASKED
+    policy = table([*answers, *answers], chances, VOCABULARY)
+    task = TabularTask(2 * ASKED, VOCABULARY, LENGTH, lambda q, tokens: float(tokens == answers[q % ASKED]))
+    asked = TabularTask(ASKED, VOCABULARY, LENGTH, task.reward)
+    shown = TabularPrompts(asked, columns={q: {"hint": str(ASKED + q)} for q in range(ASKED)})
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, ASKED)
+    tokens, curve = [0], [solved(policy, answers)]
+
+    def draw(step: int) -> Episodes:
+        if rollouts.tokens_sampled >= spent:
+            raise Spent
+        return rollouts.draw(step, step)
+
+    def watch(step: int) -> None:
+        if step % 4 == 0:
+            tokens.append(rollouts.tokens_sampled)
+            curve.append(solved(policy, answers))
+
+    with suppress(Spent):
+        train(phases, policy, draw, steps=spent, rate=rate, watch=watch)
+    p, over = solved(policy, answers), torch.tensor([*tokens, spent]).diff()[:, None] / spent
+    mean = (over * torch.stack(curve)).sum(0)
+    return {"mean success": float(mean.mean()), "hard prompts": float(p[:PROMPTS].mean()),
+            "fair prompts": float(p[PROMPTS:].mean()), "mean success, fair prompts": float(mean[PROMPTS:].mean())}  # fmt: skip
 
 
 # ---- POPE --------------------------------------------------------------------------------------------------------------
@@ -218,20 +239,23 @@ CLAIMS = (
             "guide, no correction": _made("guide-grpo", **HINT, ratio="none"),
         },
         trial=guide_trial,
-        steps=100,
-        tune="success",
-        grid=TABLE[1:],
+        steps=40,
+        tune="mean success",
+        grid=(0.2, 0.6, 1.5),
         expectations=(
-            Expectation(arm="guide", metric="success", than="grpo", least=0.0),
-            Expectation(arm="guide", metric="success", than="grpo on mixed groups", least=0.0),
-            Expectation(arm="guide", metric="success", than="always guided", least=0.0),
+            Expectation(arm="guide", metric="hard prompts", than="grpo", least=0.0),
+            Expectation(arm="guide", metric="hard prompts", than="grpo on mixed groups", least=0.0),
+            Expectation(arm="guide", metric="mean success", than="always guided", least=0.0),
         ),
-        note=f"A table of logits, {PROMPTS} prompts with one right answer of {VOCABULARY**LENGTH:,}, solved "
-        f"{FIRST * REST**3:.1e} of the time, with the hint (it reveals the first token) {HINTED * REST**3:.2f}; groups of "
-        f"{GROUP} and as many guided, {2 * GROUP} in the arms without hints, 100 updates, exact success without hints. "
-        "Always guiding cost nothing here: a table has no parameters that prompts share, and the ratio takes out of the "
-        "expectation what the hint put in. For the same reason, with a hint that never misleads, no correction at all learned "
-        "fastest.",
+        note=f"A table of logits, {ASKED} prompts with one right answer of {VOCABULARY**LENGTH:,}; half of them are solved "
+        f"{HARD_FIRST * REST**3:.1e} of the time, half {FAIR_FIRST * REST**3:.3f}, with the hint (it reveals the first token) "
+        f"{HINTED * REST**3:.2f}; groups of {GROUP} and as many guided, {2 * GROUP} in the arms without hints. All arms "
+        f"sample {40 * 2 * GROUP} rollouts per prompt, hinted ones counted, so that Guide makes more updates than where "
+        "every prompt is guided; exact success without hints, at the end, and in the mean over what was sampled. At equal "
+        "updates instead (tried first, with ten hard prompts alone) always guiding was as good as guiding where all "
+        "failed: in a table the ratio takes out of the expectation what the hint put in, so that a needless hint costs its "
+        "rollouts and no more. For the same reason, with a hint that never misleads, no correction at all learns fastest. "
+        "The setting was chosen on seeds 2000 to 2003.",
     ),
     Claim(
         slug="pope",
