@@ -59,7 +59,7 @@ def _gain(rating: Tensor) -> Tensor:
 
 def _undiscounted(place: Tensor, base: float) -> Tensor:
     """1 / D, D = log_base(2 + place)."""
-    return math.log(base) / torch.log(place + 2.0).double()
+    return math.log(base) / torch.log(place.double() + 2.0)
 
 
 def discounted_gain(rating: Tensor, place: Tensor, index: Tensor, n: int, base: float = 2.0) -> Tensor:

@@ -87,4 +87,5 @@ def rank_shares(values: Tensor, index: Tensor, n: int, best: float, others: floa
     place, size = places(values, index, n), torch.bincount(index, minlength=n)[index]
     even = others / (size - 1).clamp(min=1).to(values.dtype)
     rest = torch.where(size > 1, even * (place > 0), others)
-    return best * (place == 0) + rest + worst * (place == size - 1)
+    first, last = ((place == at).to(values.dtype) for at in (torch.zeros_like(size), size - 1))
+    return best * first + rest + worst * last

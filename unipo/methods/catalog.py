@@ -30,6 +30,7 @@ from unipo.methods import (
     on_policy_control,
     policy_gradients,
     preference_games,
+    preference_lists,
     preferences,
     props,
     regressions,

@@ -20,6 +20,7 @@ __all__ = [
     "Advantage",
     "AffineOutcome",
     "Anchored",
+    "BatchMax",
     "BatchMean",
     "BatchStd",
     "BetaScale",
@@ -42,6 +43,7 @@ __all__ = [
     "SoftenedOutcome",
     "Standardised",
     "StdSoFar",
+    "Times",
     "Whitened",
 ]
 
@@ -164,6 +166,14 @@ class BatchMean(Center):
 
     def of(self, values: Tensor, episodes: Episodes) -> Tensor:
         return F.batch_mean(values)
+
+
+@dataclass(frozen=True)
+class BatchMax(Center):
+    """The largest over all rows of the term: what an exponential of rewards may be relieved of, alike for every prompt."""
+
+    def of(self, values: Tensor, episodes: Episodes) -> Tensor:
+        return values.amax().expand_as(values) if len(values) else values
 
 
 @dataclass(frozen=True)
@@ -349,6 +359,17 @@ class Bounded(Advantage):
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         return self.advantage(episodes, signals).clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class Times(Advantage):
+    """Another advantage times a number, or a knob such as the multiplier of a constraint."""
+
+    coefficient: float | Knob
+    advantage: Advantage
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return number(self.coefficient) * self.advantage(episodes, signals)
 
 
 @dataclass(frozen=True)

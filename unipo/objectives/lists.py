@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unipo import functional as F
 from unipo.episodes import Episodes, segment_reduce
+from unipo.functional.keyed import mix
 from unipo.objectives.base import Needs, Objective, Part, Rows, Signals, pairs
 from unipo.objectives.scores import Link, LogRatioScore
 
@@ -31,6 +32,7 @@ __all__ = [
     "Rating",
     "SwapGain",
     "WinShare",
+    "by_content",
 ]
 
 
@@ -159,12 +161,18 @@ class PointLogistic(ListLoss):
         return (right * F.logistic(score) + (1 - right) * F.logistic(-score)).sum(), n
 
 
+def by_content(episodes: Episodes) -> Tensor:
+    """[E] positions of the episodes in an order that is a function of their tokens, and random otherwise."""
+    return episodes.reduce(mix(torch.stack([episodes["token"], episodes.position()], 1))).argsort(stable=True)
+
+
 # ---- the term --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Listwise(Objective):
     """L = mean of a `ranking` loss over lists of answers, a group each: their scores against their ratings.
 
-    Answers whose rating is unknown are left out of their list. The ratings are detached.
+    Answers whose rating is unknown are left out of their list. The ratings are detached. Ties (at the reference all scores
+    are 0) are broken by what the answers say, mixed: the order of a list in its file, often the best first, does not matter.
     """
 
     score: Part = LogRatioScore()
@@ -179,7 +187,8 @@ class Listwise(Objective):
         score = self.score(episodes, signals)
         with torch.no_grad():
             rating = self.rating(episodes, signals)
-        known = ~rating.isnan()
+        known = by_content(episodes)
+        known = known[~rating[known].isnan()]
         rated, rating = score[known], rating[known]
         lists, index = episodes.index("group", "episode")[known].unique(return_inverse=True)
         total, count = self.ranking.of(rated, rating, index, len(lists))

@@ -74,12 +74,13 @@ class Reset(Beginning):
         return found
 
 
-def begun(begin: Beginning, prompts: Sequence[Prompt], drawn: Drawn) -> Episodes:
-    """A rollout for each of `prompts` [n], behind what it begins with; neighbours with one prompt form a group."""
+def begun(begin: Beginning, prompts: Sequence[Prompt], drawn: Drawn, by: tuple[str, float] | None = None) -> Episodes:
+    """A rollout for each of `prompts` [n], behind what it begins with; neighbours with one prompt form a group. `by`: as of
+    `Rollouts.complete`."""
     plain = [encode_prompt(drawn.source.tokenizer, p.text) for p in prompts]
     written = begin(prompts, drawn)
     contexts = [[*context, *first] for context, first in zip(plain, written, strict=True)]
-    made = drawn.source.complete(prompts, contexts, drawn.step, drawn.version, written=written,
+    made = drawn.source.complete(prompts, contexts, drawn.step, drawn.version, written=written, by=by,
                                  number=torch.arange(len(prompts)))  # fmt: skip
     kept = made["number"].tolist()
     made = made.without("number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,10 @@ class Rollouts:
         return prompts[number]
 
     def _sampled(self, prompts: list[Prompt], drawn: Drawn) -> Episodes:
-        made = begun(self.spec.begin, [p for p in prompts for _ in range(self.spec.group)], drawn)
+        rows, writer, by = [p for p in prompts for _ in range(self.spec.group)], self.spec.writer, None
+        if writer is not None:
+            drawn, by = replace(drawn, step=writer.step(drawn.step), version=-1), (writer.player, 1.0)
+        made = begun(self.spec.begin, rows, drawn, by)
         self._note(made)
         return made
 

@@ -15,6 +15,22 @@ from unipo.sources.filters import GroupFilter, Relabel
 from unipo.sources.partial import COLUMNS
 
 
+@dataclass(frozen=True)
+class Writer:
+    """Another player writes the rollouts in the policy's place: "reference" as it is at the start, a snapshot as it was.
+
+    `redraw`: draws are those of the last step that this divides (0: of the first), so that a prompt which comes again has the
+    same answers again as long as the player stands still. Their policy version counts as unknown.
+    """
+
+    player: str = "reference"
+    redraw: int = 1
+
+    def step(self, step: int) -> int:
+        """The step whose draws are made in `step`."""
+        return step - step % self.redraw if self.redraw else 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutSpec:
     """What a method asks of its rollouts.
@@ -25,7 +41,7 @@ class RolloutSpec:
     replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise). `arms`: prompts come
     from categories, of which those are drawn more often that teach more now. `window`: a step writes at most this share of the
     longest answer for each rollout, and what is not finished goes on in the next one (0: whole answers). `begin`: what answers
-    begin with, where they do not begin at their start.
+    begin with, where they do not begin at their start. `writer`: who writes them (None: the policy).
     """
 
     group: int = 8
@@ -38,6 +54,7 @@ class RolloutSpec:
     arms: ArmChoice | None = None
     window: float = 0.0
     begin: Beginning = Beginning()
+    writer: Writer | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.window <= 1.0:
@@ -46,6 +63,8 @@ class RolloutSpec:
             )
         if self.window and type(self.begin) is not Beginning:
             raise ValueError("answers that are written over several steps begin at their start: leave out `begin`")
+        if self.window and self.writer is not None:
+            raise ValueError("answers that are written over several steps are the policy's own: leave out `writer`")
         if self.window and (self.arms is not None or type(self.keep) is not GroupFilter):
             raise ValueError(
                 "answers that are written over several steps cannot be chosen by group: leave out `keep` and `arms`"
@@ -59,8 +78,9 @@ class RolloutSpec:
 
     @property
     def players(self) -> frozenset[str]:
-        """Other policies that its stages sample, by name."""
-        return frozenset[str]().union(*(stage.players for stage in self.augment))
+        """Other policies that write, or that its stages sample, by name."""
+        own = () if self.writer is None else (self.writer.player,)
+        return frozenset(own).union(*(stage.players for stage in self.augment))
 
 
 @dataclass(frozen=True, kw_only=True)
