@@ -94,8 +94,11 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     companions = tuple(spec.build(policy, config.seed) for spec in recipe.companions)
     data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out, companions)
     moving = {name: references[name].model for name, s in recipe.snapshots.items() if s.moves and name in references}
+    progress = Progress(config.steps, console)
+    for note in (note for rows in fixed.values() for note in rows.notes):
+        progress.note(note)
     return Run(config, folder, recipe, policy, {**references, "old": policy}, learner, data, Records(folder),
-               Progress(config.steps, console), fingerprint(config), modules=moving)  # fmt: skip
+               progress, fingerprint(config), modules=moving)  # fmt: skip
 
 
 def learner_settings(config: RunConfig, updates: int) -> LearnerSettings:

@@ -164,10 +164,16 @@ class RunConfig(BaseConfig):
     demos_per_step: int = 16
     """Demonstrations in a batch."""
     pairs: str = ""
-    """Preference pairs: "task" ("task:groups": several answers on each side), or a dataset with prompt, chosen and rejected
-    (texts, or lists of them)."""
+    """Comparisons: "task" ("task:groups": several answers on each side), or a dataset of pairs (prompt, chosen, rejected) or of
+    rated lists (prompt, completions, ratings)."""
     pairs_per_step: int = 16
-    """Pairs in a batch."""
+    """Pairs or lists in a batch."""
+    keep_pairs: str = ""
+    """Comparisons that are used: margin(0.5), length(400), quality(3), diverse(0.3), fifa(0.05), comma-separated."""
+    rating_range: tuple[float, ...] = ()
+    """Least and highest rating that there can be: others are told as mistakes before training."""
+    flip_labels: float = 0.0
+    """Share of comparisons and labels that are turned round, for experiments with noise."""
     labels: str = ""
     """Answers that were judged on their own: "task", or a dataset with prompt, completion and label (true or false)."""
     labels_per_step: int = 32
@@ -231,6 +237,11 @@ class RunConfig(BaseConfig):
             "steps": (self.steps >= 1, "at least 1"),
             "prompts": (self.prompts >= 1, "at least 1"),
             "ahead": (self.ahead >= 0, "0 or more"),
+            "flip_labels": (0 <= self.flip_labels <= 1, "a share from 0 to 1"),
+            "rating_range": (
+                not self.rating_range or (len(self.rating_range) == 2 and self.rating_range[0] < self.rating_range[1]),
+                "two numbers, the least first, such as --rating-range 1 10",
+            ),
             "temperature": (self.temperature > 0, "above 0 (the log-probs that are trained are divided by it)"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "on_reward_error": (self.on_reward_error in ("raise", "drop"), "raise or drop"),

@@ -87,7 +87,10 @@ def arranged(fixed: Mapping[str, Any], recipe: Recipe, tokenizer: Any) -> dict[s
     """The same sources, their rows as the recipe arranges them. Raises ConfigError where nothing is left of one."""
     for name, rows in fixed.items():
         for stage in recipe.arrange:
+            before = rows.episodes.count("group")
             rows.episodes = stage(rows.episodes, tokenizer)
+            if (after := rows.episodes.count("group")) != before:
+                rows.notes.append(f"{type(stage).__name__} made {after:,} groups of {before:,} {name}")
         if not len(rows.episodes):
             raise ConfigError(f"nothing is left of the {name} that were given after {recipe.arrange}: does every list have two "
                               "answers of which one is better?")  # fmt: skip

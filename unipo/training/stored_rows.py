@@ -10,13 +10,17 @@ import torch
 
 from unipo.episodes import Episodes
 from unipo.policies import TokenPolicy
+from unipo.policies.token import context_limit
 from unipo.recipe import Given, Recipe
-from unipo.sources.datasets import load_rows
+from unipo.sources.comparisons import check_given, comparison_episodes, labelled_episodes
+from unipo.sources.data_problems import Where
+from unipo.sources.datasets import LabelRow, PairRow, load_rows
 from unipo.sources.encode import encode_completion, encode_prompt
-from unipo.sources.mixer import Source
+from unipo.sources.label_noise import flipped
+from unipo.sources.pair_filters import PairFilter, kept_by, read_filters, spelled
 from unipo.sources.prompts import prompt_identity
 from unipo.sources.replay import Replay
-from unipo.sources.rows import Rows, demonstration_episodes, label_episodes, pair_episodes
+from unipo.sources.rows import Rows, demonstration_episodes
 from unipo.tasks import STYLES, Task
 from unipo.training.config import ConfigError, RunConfig, UnusableData
 from unipo.training.problems import Problems
@@ -99,22 +103,46 @@ def _runs(identities: list[int]) -> list[int]:
     return numbers
 
 
-def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> dict[str, Source]:
-    """Demonstrations and pairs, as sources by name."""
-    tokenizer, found = policy.tokenizer, {}
+def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> dict[str, Rows]:
+    """Demonstrations, comparisons and labelled answers, as sources by name. DataError for rows that cannot be right."""
+    tokenizer, found = policy.tokenizer, dict[str, Rows]()
     if config.demos:
         shown = _demonstrations(config, problems)
         made = demonstration_episodes(tokenizer, [p for p, _ in shown], [c for _, c in shown])
         found["demos"] = Rows(made, config.demos_per_step, config.seed)
     if config.pairs:
-        triples = _pairs(config, problems)
-        columns: Any = [list(c) for c in zip(*triples, strict=True)]
-        found["pairs"] = Rows(pair_episodes(tokenizer, *columns), config.pairs_per_step, config.seed)
+        pairs = _pairs(config, problems)
+        found["pairs"] = _checked(config, policy, pairs, comparison_episodes(tokenizer, pairs), config.pairs_per_step)
+    elif config.keep_pairs:
+        raise ConfigError(f"--keep-pairs {config.keep_pairs} is given, but there are no comparisons: give --pairs FILE")
     if config.labels:
         judged = _labels(config, problems)
-        columns = [list(c) for c in zip(*judged, strict=True)]
-        found["labels"] = Rows(label_episodes(tokenizer, *columns), config.labels_per_step, config.seed)
-    return dict(found)
+        found["labels"] = _checked(config, policy, judged, labelled_episodes(tokenizer, judged), config.labels_per_step)
+    return found
+
+
+def _checked(
+    config: RunConfig, policy: TokenPolicy, given: Sequence[PairRow | LabelRow], rows: Episodes, per_step: int
+) -> Rows:
+    """A source of judged answers, with noise and filters as the configuration asks for them. Noise comes first."""
+    notes, kind = [], "comparisons" if bool(rows.category("kind", "pair").any()) else "labels"
+    if config.flip_labels:
+        rows, turned = flipped(rows, config.flip_labels, config.seed)
+        notes.append(
+            f"{turned:,} of {rows.count('group'):,} {kind} were turned round (--flip-labels {config.flip_labels:g})"
+        )
+    if config.keep_pairs and kind == "comparisons":
+        rows, said = kept_by(rows, _filters(config.keep_pairs))
+        notes += [f"{spelled(one)} left {after:,} of {before:,} comparisons" for one, before, after in said]
+    check_given(given, rows, context_limit(policy.model), config.rating_range)
+    return Rows(rows.without("given"), per_step, config.seed, notes=notes)
+
+
+def _filters(text: str) -> tuple[PairFilter, ...]:
+    try:
+        return read_filters(text)
+    except ValueError as error:
+        raise ConfigError(f"--keep-pairs: {error}") from error
 
 
 def _demonstrations(config: RunConfig, problems: Problems) -> list[tuple[Any, str]]:
@@ -125,33 +153,36 @@ def _demonstrations(config: RunConfig, problems: Problems) -> list[tuple[Any, st
     return [(p.prompt, task.demonstration(p, style)) for p in rows]
 
 
-def _pairs(config: RunConfig, problems: Problems) -> list[tuple[Any, Sequence[str], Sequence[str]]]:
-    """(prompt, chosen answers, rejected answers); of a task a pair, or with "task:groups" the answer in every style
-    and two mistakes."""
+def _pairs(config: RunConfig, problems: Problems) -> list[PairRow]:
+    """Comparisons of a file; of a task a pair to a problem, or with "task:groups" the answer in every style and two mistakes.
+    A task rates right answers 1 and mistakes 0."""
     name, _, form = config.pairs.partition(":")
     if name != "task":
-        return [(r.prompt, r.all_chosen, r.all_rejected) for r in load_rows(config.pairs).pairs()]
+        return list(load_rows(config.pairs).comparisons())
     if form not in ("", "groups"):
         raise ConfigError(
             f"--pairs {config.pairs}: expected a dataset, task (pairs) or task:groups (groups of answers)"
         )
-    task = _task_of(problems, "--pairs")
-    rows = [task.problem(i + 2 * _AWAY) for i in range(config.dataset_rows)]
-    made: list[tuple[Any, Sequence[str], Sequence[str]]] = []
-    for i, p in enumerate(rows):
-        (won, lost), again = task.pair(p, i), task.pair(p, i + len(rows))
-        several = ([task.demonstration(p, style) for style in STYLES], sorted({lost, again[1]}))
-        made.append((p.prompt, *(several if form else ([won], [lost]))))
+    task, made = _task_of(problems, "--pairs"), []
+    for i in range(config.dataset_rows):
+        p = task.problem(i + 2 * _AWAY)
+        (won, lost), again = task.pair(p, i), task.pair(p, i + config.dataset_rows)
+        right = [task.demonstration(p, style) for style in STYLES] if form else [won]
+        wrong = sorted({lost, again[1]}) if form else [lost]
+        made.append(PairRow(prompt=p.prompt, chosen=right[0], also_chosen=tuple(right[1:]), rejected=wrong[0],
+                            also_rejected=tuple(wrong[1:]), ratings=(1.0,) * len(right) + (0.0,) * len(wrong), columns={},
+                            where=Where(config.task, i + 1)))  # fmt: skip
     return made
 
 
-def _labels(config: RunConfig, problems: Problems) -> list[tuple[Any, str, bool]]:
-    """(prompt, answer, whether it is good); of a task its expert's answers and mistakes, in turn."""
+def _labels(config: RunConfig, problems: Problems) -> list[LabelRow]:
+    """Labelled answers of a file; of a task its expert's answers and mistakes, in turn."""
     if config.labels != "task":
-        return [(r.prompt, r.completion, r.label) for r in load_rows(config.labels).labels()]
+        return list(load_rows(config.labels).labels())
     task = _task_of(problems, "--labels")
     rows = [task.problem(i + 3 * _AWAY) for i in range(config.dataset_rows)]
-    return [(p.prompt, task.pair(p, i)[i % 2], i % 2 == 0) for i, p in enumerate(rows)]
+    return [LabelRow(prompt=p.prompt, completion=task.pair(p, i)[i % 2], label=i % 2 == 0, columns={},
+                     where=Where(config.task, i + 1)) for i, p in enumerate(rows)]  # fmt: skip
 
 
 _AWAY = 1 << 30
