@@ -51,6 +51,7 @@ PAGES = (
     policy_gradients,
     preferences,
     preference_games,
+    preference_lists,
     reward_models,
     mixed_data,
     off_policy,
