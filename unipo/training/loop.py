@@ -167,9 +167,9 @@ class Run:
     def advance(self) -> dict[str, float]:
         """One step: batches, updates, controllers, metrics."""
         version, first, last, batch = self.learner.updates, None, None, None
-        objective = self.objective()
+        settings = self.settings()
         if knobs_of(self.recipe.rollouts):
-            self.data.turn(with_settings(self.recipe.rollouts, self.settings()))
+            self.data.turn(with_settings(self.recipe.rollouts, settings))
         self._renew(lag=0)
         for drawn in self.data.batches(self.step, version):
             batch = drawn if self.learner.prepare is not None else self._annotated(drawn)
@@ -179,8 +179,7 @@ class Run:
         self.step += 1
         if batch is not None:
             self.data.learned(batch, self.step)
-        metrics = self._metrics(batch, first, last, objective, version)
-        settings = self.settings()
+        metrics = {f"knob/{k}": v for k, v in settings.items()} | self._metrics(batch, first, last, version)
         for controller in self.recipe.controllers:
             if not controller.every_update:
                 self._turn(controller, metrics, settings)
@@ -249,9 +248,9 @@ class Run:
         self.controllers[controller.knob] = with_settings(controller, settings).observe(state, metrics)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------
-    def _metrics(self, batch: Episodes | None, first: Update | None, last: Update | None, objective: Objective,
+    def _metrics(self, batch: Episodes | None, first: Update | None, last: Update | None,
                  version: int) -> dict[str, float]:  # fmt: skip
-        metrics = {f"knob/{k}": v for k, v in self.settings().items()}
+        metrics: dict[str, float] = {}
         if first is not None and last is not None and batch is not None:
             metrics.update({"kl": float("nan"), **summary(last), **ledger(first, version)})
             metrics["passes"] = float(first.passes)
