@@ -161,14 +161,27 @@ METHODS: tuple[Method, ...] = (
                  "L = ls(R_c(w) - R_c(l)) + context ls(R_d(w | x) - R_d(w | masked x)) + anchor (ls(r(w)) + ls(-r(l)))",
         claim="corrections that the start never says are learned by DPO only after an alignment that makes them the reference's "
               "own; better than by the alignment alone",
-        identity_tests=(),
+        identity_tests=tuple(_TESTS + t for t in (
+            "test_opa_dpo_without_its_parts_is_dpo",
+            "test_without_alignment_the_reference_is_the_start",
+            "test_at_the_reference_a_step_moves_by_half_of_its_weight",
+            "test_the_optimum_of_dpo_has_the_support_of_its_reference",
+            "test_an_unmasked_prompt_teaches_nothing",
+            "test_the_anchor_pushes_the_sides_apart",
+            "test_changed_stretches_and_what_they_count",
+            "test_corrections_make_pairs",
+            "test_phases_of_opa_dpo")),
     ),
     Method(
         slug="rationale-po", build=rationale_po, row=114, family="preference",
         title="Data-Centric Human Preference with Rationales for Direct Preference Alignment", paper="arXiv 2407.14477",
         equation="L = L_base(w, l) - gamma log pi(rationale | x, both answers)",
         claim="with rationales fewer pairs are needed for the same accuracy on held-out pairs; shuffled rationales do not help",
-        identity_tests=(),
+        identity_tests=tuple(_TESTS + t for t in (
+            "test_without_gamma_it_is_its_base",
+            "test_the_released_form_is_the_likelihood_of_long_rationales",
+            "test_a_rationale_never_enters_the_margin",
+            "test_rationales_stand_behind_both_answers_in_random_order")),
     ),
     Method(
         slug="drpo-reset", build=drpo_reset, row=44, family="llm-rl",
@@ -177,6 +190,11 @@ METHODS: tuple[Method, ...] = (
                  "L = -TOK_m(min(r A, clip(r) A)) + value TOK((V - return)^2 / 2),  m: tokens that pi wrote",
         claim="where a reward is never found from the start, PPO from resets along demonstrations finds it, and does better than "
               "the demonstrations; with resets alone the first token is never learned",
-        identity_tests=(),
+        identity_tests=tuple(_TESTS + t for t in (
+            "test_without_resets_it_is_ppo",
+            "test_what_a_demonstration_wrote_has_no_policy_gradient",
+            "test_behind_all_but_the_last_token_it_is_a_bandit",
+            "test_starts_are_a_mixture",
+            "test_the_divergence_is_paid_by_every_token_and_rewards_are_rescaled")),
     ),
 )  # fmt: skip

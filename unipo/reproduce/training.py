@@ -127,6 +127,8 @@ class _Phase:
 
 def _metrics(batch: Episodes) -> dict[str, float]:
     """What a run says of its rollouts."""
+    if "reward" not in batch:
+        return {}
     reward = batch["reward"][batch["reward"].isfinite()]
     count, mean, variance = F.moments_of(reward)
     parts = {n.replace(".", "/", 1): float(batch[n].nanmean()) for n in batch.columns if n.startswith(("reward.", "gold"))}

@@ -13,7 +13,7 @@ Severity is 1 (worst) to 4 (slight): one number, or one for each stretch that wa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
@@ -101,11 +101,11 @@ def edit_of(found: Any, tokenizer: Any, answer: str) -> Edit | None:
 # ---- pairs of answers and their corrections ----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Corrected(Augment):
-    """Groups of two, of kind "pair", in place of the groups: a correction or the prompt's demonstration, and the answer.
+    """Groups of two, of kind "pair": a correction or the prompt's demonstration, and the answer.
 
-    An answer that the editor leaves alone has no correction; one that is the demonstration itself is not paired with it. If
-    nothing is left, the first group stays, as a pair without a chosen one. `focus`: what a changed token of a misread answer
-    counts behind a masked prompt. Corrections are rewarded as answers are.
+    They take the place of the groups, or with `keep` join them. An answer that the editor leaves alone has no correction; one
+    that is the demonstration itself is not paired with it. If nothing is left, the first group stays as it is. `focus`: what
+    a changed token of a misread answer counts behind a masked prompt. Corrections are rewarded as answers are.
     """
 
     filtered: ClassVar[bool] = True
@@ -114,33 +114,38 @@ class Corrected(Augment):
 
     editor: str | Editor
     focus: float = 3.0
+    keep: bool = False
+
+    def beside(self) -> Corrected:
+        return replace(self, keep=True)
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         answers = Answers.of(groups, drawn)
         texts = answers.texts(drawn)
-        rows, made, edits = list[int](), list[str](), list[Edit]()
+        rows, names, edits = list[int](), list[str](), list[Edit]()
         for i, found in enumerate(self.edited(answers.prompts, texts)):
             given = answers.prompts[i].demonstration
             for name, text in ((EDITED, found), (GIVEN, given)):
                 edit = edit_of(text, drawn.source.tokenizer, texts[i])
                 if edit is not None:
-                    rows, made, edits = [*rows, i], [*made, name], [*edits, edit]
+                    rows, names, edits = [*rows, i], [*names, name], [*edits, edit]
         if not rows:
-            alone = groups.select(torch.tensor([0]), "group")
-            blank, ones = torch.zeros(len(alone), dtype=torch.bool), torch.ones(alone.count("step"))
-            alone = alone.with_columns("step", edit_weight=ones, context_weight=ones)
-            return alone.with_columns("episode", chosen=blank, kind="pair", made=EDITED)
+            blank = torch.zeros(len(groups), dtype=torch.bool)
+            return (
+                groups if self.keep else groups.with_columns("episode", chosen=blank).select(torch.tensor([0]), "group")
+            )
         before = groups.select(torch.tensor(rows))
         after = self.rows([answers.prompts[i] for i in rows], edits, drawn)
         weights = [e.weights(answers.tokens[i], self.focus) for i, e in zip(rows, edits, strict=True)]
         flat = [[torch.tensor([x for w in weights for x in w[kind][side]]) for side in (0, 1)] for kind in (0, 1)]
         sides = [
             part.with_columns("step", edit_weight=flat[0][side], context_weight=flat[1][side]).with_columns(
-                "episode", kind="pair", made=made, chosen=torch.full((len(rows),), side == 0)
+                "episode", kind="pair", made=names, chosen=torch.full((len(rows),), side == 0)
             )
             for side, part in enumerate((after, before))
         ]
-        return Episodes.cat(sides).grouped(torch.arange(len(rows)).repeat(2))
+        made = Episodes.cat(sides).grouped(torch.arange(len(rows)).repeat(2))
+        return Episodes.cat([groups, made]) if self.keep else made
 
     def edited(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Sequence[Any]:
         """What the editor says of answers [n]. Raises RewardError where it does not say something of each."""
