@@ -182,7 +182,7 @@ def vpo(*, beta: float = 0.1, alpha: float = 0.1, calibration: str = "chosen") -
 
 
 CALIBRATIONS: Mapping[str, tuple[Rows, tuple[Augment, ...]]] = {
-    "reference": (demonstrations, (SampledBeside(Sampled("reference", 1.0, 2)),)),
+    "reference": (demonstrations, (SampledBeside(Sampled(player="reference", share=1.0, samples=2)),)),
     "demonstrations": (demonstrations, ()),
     "own": (own_pairs, ()),
 }

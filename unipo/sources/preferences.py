@@ -254,7 +254,7 @@ class SampledBeside(Augment):
     filtered: ClassVar[bool] = True
     provides: ClassVar[str] = "demo"
 
-    sampled: Sampled = Sampled("reference", 1.0, 1)
+    sampled: Sampled = Sampled(player="reference", share=1.0, samples=1)
 
     @property
     def players(self) -> frozenset[str]:
