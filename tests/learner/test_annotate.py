@@ -153,6 +153,7 @@ OBJECTIVES: dict[str, Objective] = {
     "quantiles": Regression(signal="quantiles", target=Stored("y")),
     "all": CRITIC + 0.3 * Regression(signal="quantiles", target=Stored("y")) + 2.0 * Bonus(signal="v"),
     "linear": Bonus(signal="v") + 0.5 * Bonus(signal="logp"),
+    "linear in an ensemble": Bonus(signal="q") + 0.5 * Bonus(signal="v"),
 }
 
 

@@ -129,8 +129,7 @@ class Learner:
         if len(split) <= 1:
             return self._one_graph(episodes, objective, names)
         if objective.linear:
-            blank = {name: self._zeros(episodes) for name in names}
-            found = coefficients(objective, episodes, blank)
+            found = coefficients(objective, episodes, self._blank(episodes, names))
             return self._second_pass(episodes, objective, found, names, {}, 1)
         scalar = all(getattr(player, "scalar_signals", False) for player, _ in self._owned(names))
         if scalar and separable(objective, episodes, self._guess(episodes, names), split):
@@ -205,6 +204,17 @@ class Learner:
         return {k: v for player, own in self._owned(names) for k, v in
                 emitted(episodes, own, self._cast(player), self.settings.token_budget).items()}  # fmt: skip
 
+    def _blank(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
+        """Zeros in the shape of each signal: of ensembles, [N, ...], the first episode tells it."""
+        made: dict[str, Tensor] = {}
+        for player, own in self._owned(names):
+            if getattr(player, "scalar_signals", False):
+                made.update((name, self._zeros(episodes)) for name in own)
+            else:
+                first = emitted(episodes.select(torch.tensor([0])), own, self._cast(player), self.settings.token_budget)
+                made.update((name, x.new_zeros(episodes.count("step"), *x.shape[1:])) for name, x in first.items())
+        return made
+
     def _guess(self, episodes: Episodes, names: list[str]) -> dict[str, Tensor]:
         """Signals before they are known: log-probs as they were sampled, 0 for all else."""
         made = {name: self._zeros(episodes) for name in names}
@@ -221,7 +231,7 @@ class Learner:
         nobody = torch.zeros(episodes.count("step"), dtype=torch.bool, device=episodes.device)
         rows = episodes.reduce(found.active() if found.total else nobody, how="any").nonzero().squeeze(1)
         live, cost = episodes.select(rows), self._cost(episodes)
-        seen = dict(signals) or {name: self._zeros(episodes) * torch.nan for name in names}
+        seen = dict(signals) or {name: x * torch.nan for name, x in self._blank(episodes, names).items()}
         for part in live.split(self.settings.token_budget, cost[rows]):
             steps = episodes.step_index(rows[part])
             emitted_now = self._signals(live.select(part), names)
