@@ -55,10 +55,12 @@ class Augment:
     """(groups, drawn) -> groups with other rows; this one changes nothing.
 
     `filtered`: it sees the groups that the recipe's filter kept (False: all of them, and the filter judges what it made).
-    `provides`: the kind of rows that it adds. `columns`: further columns that its rows have.
+    `provides`: the kind of rows that it adds. `columns`: further columns that its rows have. `single`: it makes them of single
+    rollouts, so that groups of one are enough.
     """
 
     filtered: ClassVar[bool] = False
+    single: ClassVar[bool] = False
     provides: ClassVar[str] = "rollout"
     columns: ClassVar[frozenset[str]] = frozenset()
 

@@ -10,19 +10,30 @@ import torch
 from unipo.episodes import Episodes
 from unipo.sources.data_problems import Findings, Problem
 from unipo.sources.encode import encode_completion
+from unipo.sources.explained import RATIONALE
+from unipo.sources.guidance import plain_tokens
 from unipo.sources.preference_rows import LabelRow, Logp, PairRow
 from unipo.sources.rows import label_episodes, pair_episodes
 
-NUMBERS = ("quality", "embedding")
-"""Columns of comparisons that filters look at, where the data have them: numbers, or lists of equally many."""
+NUMBERS = ("quality", "embedding", "severity")
+"""Columns of comparisons that filters (of `severity`: losses on edits) look at, where the data have them: numbers, or lists of
+equally many."""
 
 
 def comparison_episodes(tokenizer: Any, rows: Sequence[PairRow]) -> Episodes:
-    """A group of kind "pair" for each row, `given` [E] being its number. DataError for log-probs of another tokenizer."""
+    """A group of kind "pair" for each row, `given` [E] being its number; a column `rationale` is a context of that name.
+
+    DataError for log-probs of another tokenizer.
+    """
     _check_logged(tokenizer, [(row, a, logp) for row in rows for a, logp in zip(row.answers, row.reference_logps)])  # noqa: B905
     made = pair_episodes(tokenizer, [r.prompt for r in rows], [r.all_chosen for r in rows], [r.all_rejected for r in rows],
                          [r.ratings for r in rows], [r.reference_logps for r in rows], **_numbers(rows))  # fmt: skip
-    return made.with_columns("episode", given=made.index("group", "episode"))
+    own = made.index("group", "episode")
+    reasons = [row.columns.get(RATIONALE) for row in rows]
+    if any(isinstance(text, str) for text in reasons):
+        tokens = [plain_tokens(tokenizer, text) if isinstance(text, str) else [] for text in reasons]
+        made = made.with_context(RATIONALE, [tokens[i] for i in own.tolist()])
+    return made.with_columns("episode", given=own)
 
 
 def labelled_episodes(tokenizer: Any, rows: Sequence[LabelRow]) -> Episodes:

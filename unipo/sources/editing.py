@@ -12,6 +12,7 @@ Severity is 1 (worst) to 4 (slight): one number, or one for each stretch that wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -109,6 +110,7 @@ class Corrected(Augment):
     """
 
     filtered: ClassVar[bool] = True
+    single: ClassVar[bool] = True
     provides: ClassVar[str] = "pair"
     columns: ClassVar[frozenset[str]] = frozenset({"made", "edit_weight", "context_weight"})
 
@@ -215,7 +217,8 @@ class _Views(Companion):
 
 
 def weighted_edits(batch: Episodes, severity: float) -> Episodes:
-    """`made`, `edit_weight` and `context_weight` for the rows that have none: pairs of the data count as edited."""
+    """`made`, `edit_weight` and `context_weight` for the rows that have none: pairs of the data count as edited, with the
+    column `severity` of the data where it is known."""
     steps, lengths = batch.count("step"), batch.lengths().tolist()
     blank = batch.with_columns("step", **{n: torch.full((steps,), torch.nan) for n in WEIGHTS if n not in batch})
     weight, reading = (blank[name].clone() for name in WEIGHTS)
@@ -225,7 +228,8 @@ def weighted_edits(batch: Episodes, severity: float) -> Episodes:
     for rows in torch.arange(len(batch)).split(batch.lengths("group", "episode").tolist()):
         mine = rows[pair[rows] & unknown[rows]].tolist()
         if len(mine) == 2:
-            edit = Edit(tokens[mine[0]].tolist(), (severity,))
+            own = float(batch["severity"][mine[0]]) if "severity" in batch else math.nan
+            edit = Edit(tokens[mine[0]].tolist(), (severity if math.isnan(own) else own,))
             after, before = edit.weights(tokens[mine[1]].tolist(), 1.0)[0]
             parts[mine[0]], parts[mine[1]] = torch.tensor(after), torch.tensor(before)
     weight = torch.cat(parts).nan_to_num(1.0) if parts else weight

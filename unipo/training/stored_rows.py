@@ -170,7 +170,8 @@ def _pairs(config: RunConfig, problems: Problems) -> list[PairRow]:
         right = [task.demonstration(p, style) for style in STYLES] if form else [won]
         wrong = sorted({lost, again[1]}) if form else [lost]
         made.append(PairRow(prompt=p.prompt, chosen=right[0], also_chosen=tuple(right[1:]), rejected=wrong[0],
-                            also_rejected=tuple(wrong[1:]), ratings=(1.0,) * len(right) + (0.0,) * len(wrong), columns={},
+                            also_rejected=tuple(wrong[1:]), ratings=(1.0,) * len(right) + (0.0,) * len(wrong),
+                            columns={"rationale": f"{{chosen}} {task.demonstration(p, 'worked')}"},
                             where=Where(config.task, i + 1)))  # fmt: skip
     return made
 

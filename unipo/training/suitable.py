@@ -36,7 +36,7 @@ def check_sources(config: RunConfig, recipe: Recipe) -> None:
                 f"{', '.join(terms)} trains on rows of kind {kind!r}, and the run has none: give {remedy[kind]}",
                 Given(kinds=frozenset(k for k in given if given[k]), group=max(recipe.rollouts.group, 2)),
             )
-    made = {"rollout", *(added - {"demo"})}
+    made = {"rollout", *(s.provides for s in recipe.rollouts.augment if not s.single and s.provides != "demo")}
     size = max((t.needs.group_size for _, t in recipe.objective.terms() if made & kinds_of(t.rows)), default=1)
     if recipe.samples and recipe.rollouts.group < size:
         raise UnusableData(
