@@ -22,7 +22,7 @@ from unipo.tasks.tabular import TabularTask
 
 GRPO, SFT = build("grpo", {}), build("sft", {})
 VALUES, QUERIES, IMAGES = 6, 192, 300
-NOISE, CARELESS, ORACLE = 0.45, 0.1, 0.5
+NOISE, CARELESS, ORACLE = 0.45, 0.1, 2 / 3
 """Of the view; share of the reasoner's answers that are random; of an oracle's descriptions that name the hidden feature."""
 SEEING = 40
 """Supervised steps of the warm-up."""
@@ -103,11 +103,12 @@ def seeing_trial(arm: Seeing, rate: float, seed: int, steps: int) -> Mapping[str
     """Samples are shared out: a round has 72 for each of its queries, GRPO takes what its share of them leaves."""
     sizes = {"train": min(QUERIES, 4 * steps), "test": min(IMAGES, 4 * steps)}
     images, test = (Images.drawn(seed, name, n) for name, n in sizes.items())
-    policy = SeeingPolicy(images.seen(), 3, VALUES, seed)
-    _learn_to_describe(policy, seed, steps)
+    describer = SeeingPolicy(images.seen(), 3, VALUES, seed)
+    _learn_to_describe(describer, seed, steps)
+    policy = describer.at(images.seen()[: sizes["train"]])
     prompts, spec = images.prompts(seed), DescribeThenReason(threshold=arm.threshold)
     if arm.grpo < 1:
-        sampler, tokenizer = TabularSampler(TRACES, policy.at(images.seen())), NumberTokenizer()
+        sampler, tokenizer = TabularSampler(TRACES, describer), NumberTokenizer()
 
         def own(asked: Sequence[str], keys: Tensor) -> list[str]:
             made = sampler.sample([[int(text)] for text in asked], keys, [2] * len(asked))

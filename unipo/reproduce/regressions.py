@@ -297,7 +297,7 @@ DIRECT_CLAIM = Claim(
 )
 
 # ---- OORL ------------------------------------------------------------------------------------------------------------
-PLUS, TIMES, EXPRESSIONS, DIGITS = 0, 1, 8, 4
+PLUS, TIMES, EXPRESSIONS, DIGITS = 0, 1, 24, 4
 FLUENT, WEIGHT, ROLLOUTS = 0.2, 0.01, 8
 Form = tuple[int, ...]
 
@@ -375,21 +375,23 @@ OORL_CLAIM = Claim(
     statement=find("oorl-gepo").claim,
     arms={GEPO: (_oorl(WEIGHT),), DPO: (_oorl(0.0) + WEIGHT * build("dpo", {}),), ALONE: (_oorl(0.0),)},
     trial=equivalence_trial,
-    steps=40,
+    steps=60,
     tune="pass rate",
-    grid=(0.01, 0.03, 0.1),
+    grid=(0.01, 0.03),
     expectations=(
         Expectation(arm=GEPO, metric="spread", than=ALONE, most=0.0),
         Expectation(arm=GEPO, metric="spread", than=DPO, most=0.0),
         Expectation(arm=GEPO, metric="pass rate", than=ALONE, least=-0.03),
     ),
     note=f"Prefix notation of a + b c: {EXPRESSIONS} prompts of which each has four equivalent right answers of "
-    f"7,776; a network of one hidden layer that is right {FLUENT:.0%} of the time and prefers one form; 40 "
+    f"7,776; a network of one hidden layer that is right {FLUENT:.0%} of the time and prefers one form; 60 "
     f"updates on {ROLLOUTS} rollouts per prompt and, with weight {WEIGHT}, a preference group of the four forms "
     "and four answers with one token changed, or four random pairs of these. Spread: standard deviation over "
-    "the equivalent answers of their log-probs. Exact numbers. The spread is decided: RL sharpens to one form,"
-    " pairs do not prevent it, and the variance term keeps all four. The pass rate is higher on average, but "
-    "whole prompts are solved or lost, so that even 16 seeds leave its interval wider than the tolerance.",
+    "the equivalent answers of their log-probs. Exact numbers. RL sharpens to one form, pairs do not prevent it, and the "
+    "variance term keeps all four. Changed: there were 8 prompts and 40 updates, where whole prompts that are solved or lost "
+    "left the pass rate open with 16 seeds; the rate 0.1, never chosen, is left out. Looked at on other seeds: in a table of "
+    "logits, where nothing is shared, all arms end near 1 (RL alone 0.99) and GEPO stays 5 points lower after 30 updates: "
+    "its gain in pass rate comes from parameters that prompts share.",
 )
 
 CLAIMS = (DRPO_CLAIM, REG_CLAIM, DIRECT_CLAIM, OORL_CLAIM)
