@@ -126,7 +126,7 @@ def _common(unit: str) -> tuple[Curve, ...]:
 
 TEXT = Kind(
     measure=Measure(
-        curve=Curve(title="Held-out accuracy", column="accuracy", note="completions with full reward; band: 95 % interval",
+        curve=Curve(title="Held-out accuracy", column="accuracy", note="full reward, or pairs in order; band: 95 % interval",
                     percent=True),
         value=percent, span=between, over="held-out prompts",
     ),
@@ -135,6 +135,12 @@ TEXT = Kind(
         Curve(title="Completion length", column="length", note="tokens"),
         *_common("token"),
         Curve(title="Truncated share", column="truncated_share", note="completions that ran out of tokens", percent=True),
+        Curve(title="Accuracy on the closest pairs", column="accuracy_closest",
+              note="the quarter whose answers differ least, by rating or by score", percent=True),
+        Curve(title="Accuracy on the clearest pairs", column="accuracy_clearest", note="the quarter whose answers differ most",
+              percent=True),
+        Curve(title="Expected accuracy", column="predicted", note="by the judge itself; above its accuracy: too sure",
+              percent=True),
         Curve(title="Preferred", column="preferred", note="pairs whose chosen side scores higher", percent=True),
         Curve(title="Tokens per second", column=SPEED, note="sampled and trained"),
     ),

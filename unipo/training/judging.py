@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ QUARTERS = ("closest", "closer", "clearer", "clearest")
 @dataclass(frozen=True)
 class Judgement:
     """How a model orders pairs [P]: `margin`, its score of the better less that of the worse, and `apart`, their ratings'
-    difference (NaN unknown). Pairs with equal scores count as wrong."""
+    difference (NaN unknown). Equal scores are half right."""
 
     margin: Tensor
     apart: Tensor
@@ -44,18 +45,25 @@ class Judgement:
         `predicted`: what the model itself expects its accuracy to be, the mean of sigmoid(|margin|): above the accuracy, it is
         surer than it should be.
         """
-        right, n = self.margin > 0, len(self.margin)
-        low, high = wilson_interval(int(right.sum()), n)
-        found = {"accuracy": float(right.double().mean()), "accuracy_low": low, "accuracy_high": high,
+        right, n = (self.margin.sign() + 1.0) / 2.0, len(self.margin)
+        low, high = wilson_interval(round(float(right.sum())), n)
+        found = {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high,
                  "eval_margin": float(self.margin.mean()),
                  "predicted": float(torch.sigmoid(self.margin.abs()).mean())}  # fmt: skip
         order = torch.argsort(self.apart if self.rated else self.margin.abs(), stable=True)
         for name, rows in zip(QUARTERS, order.tensor_split(len(QUARTERS)), strict=True):
             if len(rows):
-                found[f"accuracy_{name}"] = float(right[rows].double().mean())
+                found[f"accuracy_{name}"] = float(right[rows].mean())
                 found[f"predicted_{name}"] = float(torch.sigmoid(self.margin[rows].abs()).mean())
                 found[f"apart_{name}"] = float((self.apart if self.rated else self.margin.abs())[rows].mean())
         return found
+
+
+def by_margin(row: Mapping[str, float]) -> str:
+    """The quarters of an evaluation's metrics in words; "" where it was none of pairs."""
+    told = [f"{name} {row[f'accuracy_{name}']:.0%} (expects {row[f'predicted_{name}']:.0%})"
+            for name in QUARTERS if row.get(f"accuracy_{name}", math.nan) == row.get(f"accuracy_{name}")]  # fmt: skip
+    return "quarters of the pairs, " + ", ".join(told) if told else ""
 
 
 @dataclass
