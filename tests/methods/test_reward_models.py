@@ -116,7 +116,7 @@ def test_rivals_stand_behind_the_prompt() -> None:
 
 
 def test_every_pair_of_a_list_by_rating() -> None:
-    """Equal ratings make no pair, unless one of a pair is chosen; unknown ones none; without ratings the chosen beat the others."""
+    """Equal ratings make no pair unless one is chosen, unknown ones none; without ratings the chosen beat the others."""
     rows = Episodes.build([[i] for i in range(8)], [[0]] * 8, [0, 0, 0, 0, 1, 1, 2, 2], kind=["pair"] * 8, prompt_id=[0] * 8,
                           chosen=[True, False, False, False, False, True, True, False])  # fmt: skip
     nan = math.nan

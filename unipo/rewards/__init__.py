@@ -3,7 +3,7 @@
 from unipo.rewards.calling import RewardError, RewardFunction, RewardSet, RewardWarning
 from unipo.rewards.graded import Formatted, ForTask, Near, Prefix, Within, WordByWord
 from unipo.rewards.mathematics import math
-from unipo.rewards.models import DensityRatio, ModelRater, ModelReward, learned
+from unipo.rewards.models import DensityRatio, ModelRater, ModelReward, judges_of, learned
 from unipo.rewards.verifiers import REWARDS, exact_match, length, resolve_reward, split_rewards
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Within",
     "WordByWord",
     "exact_match",
+    "judges_of",
     "learned",
     "length",
     "math",

@@ -2,7 +2,7 @@
 
 Stages for `RolloutSpec.augment`, each of a few exchangeable records:
 
-    judge       P(y > y'): of rewards (`ScoreJudge`), of a function or model (`FunctionJudge`), one draw of either (`Verdicts`)
+    judge       P(y > y'): of rewards (`ScoreJudge`), a function (`FunctionJudge`), a model (`ModelJudge`), a draw (`Verdicts`)
     opponents   whom an answer meets: the others of its group, recent answers, samples of another player or of a mixture
     choose      which answers of a group make pairs: all, best and worst, those far apart
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes, segment_reduce
-from unipo.rewards import RewardError, resolve_reward
+from unipo.rewards import ModelRater, RewardError, judges_of, resolve_reward
 from unipo.sources.augment import Augment, Drawn, joined
 from unipo.sources.encode import encode_prompt
 from unipo.sources.keyed import keyed_generator
@@ -112,6 +112,23 @@ class FunctionJudge(Judge):
                 f"{(second + first)[i][:60]!r}): expected the probability, from 0 to 1, that the first is preferred"
             )
         return (values[:n] + 1.0 - values[n:]) / 2.0
+
+
+@dataclass(frozen=True)
+class ModelJudge(Judge):
+    """P(y > y' | x) of the preference model in `folder`, or of a reward model's scores: sigmoid(s - s').
+
+    Raises RewardError where it is neither.
+    """
+
+    folder: str
+
+    def __post_init__(self) -> None:
+        judges_of(self.folder)
+
+    def __call__(self, answers: Answers, others: Answers, drawn: Drawn) -> Tensor:
+        prompts = [p.text for p in answers.prompts]
+        return ModelRater(self.folder)(prompts, answers.texts(drawn), others.texts(drawn))
 
 
 @lru_cache(maxsize=16)
@@ -359,11 +376,19 @@ class Paired(Augment):
 
 
 def judge_of(name: str | Judge, temperature: float) -> Judge:
-    """A judge as a setting: "reward" (a logistic preference for the higher reward), or file.py:function. ValueError else."""
+    """A judge as a setting: "reward" (a logistic preference for the higher reward), "model(FOLDER)", or file.py:function.
+
+    ValueError for anything else, RewardError where the folder holds no judge.
+    """
     if isinstance(name, Judge):
         return name
     if name == "reward":
         return ScoreJudge(temperature)
+    if name.startswith("model(") and name.endswith(")"):
+        return ModelJudge(name[len("model(") : -1].strip())
     if ":" not in name:
-        raise ValueError(f"judge is {name!r}: expected reward, or file.py:function that rates pairs of answers")
+        raise ValueError(
+            f"judge is {name!r}: expected reward, model(FOLDER) of a reward or preference model, or file.py:function that rates "
+            "pairs of answers"
+        )
     return FunctionJudge(name)
