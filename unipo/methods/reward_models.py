@@ -129,7 +129,8 @@ METHODS = (
         paper="arXiv 2312.00886", equation="L = mean_pairs -log sigmoid(s(w | l) - s(l | w)),  s(y | y') = value at the end of y",
         identity_tests=_tests("test_a_cycle_is_fitted_by_the_preference_model_alone",
                               "test_preferences_are_antisymmetric_whatever_the_model",
-                              "test_blind_to_its_rival_it_is_a_reward_model"),
+                              "test_blind_to_its_rival_it_is_a_reward_model")
+        + ("tests/rewards/test_models.py::test_a_preference_model_reads_the_rival_first",),
     ),
     Method(
         slug="best-of-n", build=best_of_n, family="preference", title="Best of n, distilled", paper="arXiv 2304.06767",
@@ -143,9 +144,10 @@ METHODS = (
         equation="R = log p_strong(y | x) - log p_weak(y | x);  SimPO on (argmax R, argmin R) of K own answers",
         claim="the further a strong model is aligned beyond a weak one, the better their density ratio orders answers by the "
               "true reward; preferences that it annotates raise that reward",
-        identity_tests=_tests("test_the_ratio_is_the_reward_of_its_optimum", "test_equal_models_have_no_ratio",
+        identity_tests=_tests("test_the_ratio_is_the_reward_of_its_optimum",
                               "test_constants_of_a_prompt_change_sums_nothing_and_averages_something",
-                              "test_rl_on_the_ratio_ends_at_the_strong_model", "test_annotation_takes_the_extremes",
-                              "test_tokens_and_contexts_of_each_model"),
+                              "test_rl_on_the_ratio_ends_at_the_strong_model", "test_annotation_takes_the_extremes")
+        + tuple("tests/rewards/test_models.py::" + name for name in
+                ("test_equal_models_have_no_ratio", "test_tokens_and_contexts_of_each_model")),
     ),
 )  # fmt: skip
