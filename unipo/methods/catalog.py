@@ -19,7 +19,9 @@ from typing import Any
 
 from unipo.methods import (
     actor_critic,
+    constrained,
     control_applications,
+    control_preferences,
     edited_answers,
     estimation_theory,
     group_variants,
@@ -61,8 +63,10 @@ PAGES = (
     offline_control,
     group_variants,
     guided,
+    constrained,
     props,
     control_applications,
+    control_preferences,
     edited_answers,
     regressions,
     text_applications,

@@ -7,11 +7,12 @@ and resumes. `setting` must be a function of (state, step) alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unipo.functional import merged_moments
+from unipo.objectives import Knob, number
 
 State = dict[str, float]
 
@@ -300,3 +301,81 @@ class Doubling(Controller):
         elif coefficient > 0.0 and kl > self.limit:
             coefficient = 2.0 * coefficient
         return {"coefficient": coefficient, "best": max(best, x) if math.isfinite(x) else best}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lagrangian(Controller):
+    """The multiplier s(x) of a constraint metric >= target, by gradient descent with momentum on s(x) (metric - target).
+
+        v <- momentum v + clip( s'(x) (J - target) ),   x <- x - learning_rate v         after each step; J the metric
+
+    `squash`, s: "sigmoid" stays in (0, 1), so that the metric may lie above its target; "tanh" in (-1, 1), which also pushes it
+    down: an equality; "positive" is x, never below 0; "none" is x. `value`: x at the start. `clip`: largest gradient. `decay`:
+    J is the exponential mean of the metric (0: of the last step alone). `proportional` > 0: s(x + proportional (target - J)),
+    which damps what the integral alone lets swing (PI of arXiv 2007.03964).
+    """  # fmt: skip
+
+    metric: str = "reward"
+    target: float | Knob = 0.0
+    squash: str = "sigmoid"
+    learning_rate: float = 0.1
+    momentum: float = 0.1
+    clip: float = 0.5
+    decay: float = 0.0
+    proportional: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.squash not in SQUASHES:
+            raise ValueError(f"squash is {self.squash!r}: expected one of {', '.join(SQUASHES)}")
+
+    def start(self) -> State:
+        return {"x": self.value, "velocity": 0.0, "gap": 0.0, "sum": 0.0, "weight": 0.0}
+
+    def setting(self, state: State, step: int) -> float:
+        return SQUASHES[self.squash](state["x"] + self.proportional * state["gap"])[0]
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        found = metrics.get(self.metric, math.nan)
+        if not math.isfinite(found):
+            return state
+        total = self.decay * state["sum"] + (1 - self.decay) * found
+        weight = self.decay * state["weight"] + (1 - self.decay)
+        gap = number(self.target) - total / weight
+        slope = -gap * SQUASHES[self.squash](state["x"])[1]
+        velocity = self.momentum * state["velocity"] + max(-self.clip, min(self.clip, slope))
+        x = state["x"] - self.learning_rate * velocity
+        if self.squash == "positive":
+            x = max(x, 0.0)
+        return {"x": x, "velocity": velocity, "gap": gap, "sum": total, "weight": weight}
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0
+
+
+SQUASHES: Mapping[str, Callable[[float], tuple[float, float]]] = {
+    "sigmoid": lambda x: (_sigmoid(x), _sigmoid(x) * _sigmoid(-x)),
+    "tanh": lambda x: (math.tanh(x), 1.0 - math.tanh(x) ** 2),
+    "positive": lambda x: (max(x, 0.0), 1.0),
+    "none": lambda x: (x, 1.0),
+}
+"""x -> (s(x), s'(x))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Below(Controller):
+    """1 while a metric is below `target`, 0 where it has reached it; `value` before it is known."""
+
+    value: float = 1.0
+    metric: str = "reward"
+    target: float | Knob = 0.0
+
+    def start(self) -> State:
+        return {"setting": self.value}
+
+    def setting(self, state: State, step: int) -> float:
+        return state["setting"]
+
+    def observe(self, state: State, metrics: Mapping[str, float]) -> State:
+        found = metrics.get(self.metric, math.nan)
+        return {"setting": float(found < number(self.target))} if math.isfinite(found) else state

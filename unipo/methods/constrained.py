@@ -1,0 +1,161 @@
+"""Several rewards at once: how far each is followed is a constraint, or a direction that is asked for.
+
+The rewards of a run (`--reward "helpful.py:f,brief"`) are columns `reward.NAME` of its rollouts; `reward` is their weighted sum.
+
+                     what is maximised            the weights of the rewards
+    constrained-rlhf -KL(pi || ref)               multipliers that hold each reward at its threshold
+    dpa              v . r                        a direction v, drawn for each prompt and written into it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from unipo.methods.method import Method, choice
+from unipo.objectives import (
+    Advantage,
+    BatchStd,
+    ClipMask,
+    GroupMean,
+    Knob,
+    LogRatioToGo,
+    Normalised,
+    Outcome,
+    Plus,
+    PolicyGradient,
+    Times,
+    TokenMean,
+    TokenRatio,
+    Whitened,
+)
+from unipo.recipe import Recipe, RolloutSpec
+from unipo.sources.controllers import Below, Controller, Lagrangian
+from unipo.sources.searching import SimplexSearch
+
+Levels = float | str | Mapping[str, float]
+"""A number for the reward as a whole, or one for each reward by name: {"math": 0.8}, or "math=0.8,brief=0.5"."""
+WHOLE = "reward"
+"""The name of the rewards' sum among `Levels`."""
+ROUNDING = 1e-3
+"""Nats that are added to the spread of the KL stream: at the start it is rounding errors, which must stay small."""
+
+
+def levels_of(levels: Levels) -> dict[str, float]:
+    """By the name of a reward. ValueError for what cannot be read."""
+    if isinstance(levels, int | float):
+        return {WHOLE: float(levels)}
+    if isinstance(levels, Mapping):
+        return {name: float(level) for name, level in levels.items()}
+    try:
+        parts = [part.split("=") for part in levels.split(",")]
+        return {name.strip(): float(level) for name, level in parts}
+    except ValueError:
+        raise ValueError(f"cannot read {levels!r}: expected a number, or NAME=NUMBER,... by reward") from None
+
+
+def column_of(name: str) -> str:
+    """The column of a reward, or of their sum."""
+    return name if name == WHOLE else f"reward.{name}"
+
+
+def metric_of(name: str) -> str:
+    """Its mean over what a step sampled."""
+    return name if name == WHOLE else f"reward/{name}"
+
+
+def _stream(name: str) -> Advantage:
+    """One reward's advantage, standardised by itself."""
+    return Whitened(Normalised(center=GroupMean(), outcome=Outcome(column_of(name))))
+
+
+def _convex(multipliers: Mapping[str, Knob], kl: Advantage) -> Advantage:
+    """(N - sum s) A_KL + sum s A = sum over the constraints of (1 - s) A_KL + s A."""
+    mixed = ([Times(1.0 - s, kl), Times(s, _stream(name))] for name, s in multipliers.items())
+    return Plus(tuple(advantage for pair in mixed for advantage in pair))
+
+
+def _added(multipliers: Mapping[str, Knob], kl: Advantage) -> Advantage:
+    """A_KL + sum mu A."""
+    return Plus((kl, *(Times(mu, _stream(name)) for name, mu in multipliers.items())))
+
+
+VARIANTS: Mapping[str, tuple[Callable[[Mapping[str, Knob], Advantage], Advantage], str]] = {
+    "equality": (_convex, "tanh"), "inequality": (_convex, "sigmoid"), "unsquashed": (_added, "positive"),
+    "saturated": (_added, ""), "fixed": (_added, ""),
+}  # fmt: skip
+"""How streams are mixed, and how multipliers are squashed ("": they are not multipliers)."""
+
+
+def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", group: int = 8, clip: float = 0.2,
+                     rate: float = 0.1, momentum: float = 0.1, proportional: float = 5.0, decay: float = 0.0,
+                     weight: float = 1.0, search: str = "", highest: Levels = 1.0, epochs: int = 1, minibatches: int = 1) -> Recipe:  # fmt: skip
+    """Constrained RLHF (arXiv 2310.04373): each reward is driven to a threshold beyond which it is not to be believed.
+
+        maximise -KL(pi || ref)  subject to  J_i = theta_i                      xi-PPO, "equality": s_i = tanh(mu_i)
+                                             J_i >= theta_i                     mu-PPO, "inequality": s_i = sigmoid(mu_i)
+        A   = (N - sum_i s_i) A_KL + sum_i s_i A_i                              each stream standardised by itself
+        L   = - TOK( min(r A, clip(r) A) )                                      mu_i <- mu_i - rate d/dmu s_i (J_i - theta_i)
+
+    J_i: mean reward i of the step (exponential mean with `decay`). A_i: reward i less its group's mean; A_KL: the sum to come
+    of -log(pi / ref). Variants: "unsquashed": A_KL + sum mu_i A_i, mu_i >= 0; "fixed": mu_i = `weight`, PPO with a KL;
+    "saturated", PPO-SAT: `weight` where J_i < theta_i, else 0. `search` names a metric, such as gold: thresholds are then
+    searched for up to `highest` by Nelder and Mead (NM-PPO).
+    Departs from the paper: group means in place of N + 1 value heads; mu starts at 0 and makes one step a batch, clipped by
+    itself; s has a `proportional` part (0: the paper's): of standardised streams A_KL is as large near the reference as far
+    from it, so that a multiplier that only integrates swings about its threshold.
+    """
+    mixed, squash = choice(VARIANTS, "variant", variant)
+    levels = levels_of(thresholds)
+    knobs = {name: Knob(f"multiplier/{name}", weight if variant == "fixed" else 1.0) for name in levels}
+    targets = {name: Knob(f"threshold/{name}", t) if search else t for name, t in levels.items()}
+    controllers: list[Controller] = []
+    for name, target in targets.items():
+        told = {"knob": f"multiplier/{name}", "metric": metric_of(name), "target": target}
+        if squash:
+            start = 0.5 if squash == "positive" else 0.0
+            controllers.append(Lagrangian(**told, value=start, squash=squash, learning_rate=rate, momentum=momentum,
+                                          decay=decay, proportional=proportional))  # fmt: skip
+        elif variant == "saturated":
+            controllers.append(Below(**told))
+    if variant == "saturated":
+        knobs = {name: weight * knob for name, knob in knobs.items()}
+    gradient = PolicyGradient(
+        advantage=mixed(knobs, Whitened(LogRatioToGo(1.0), BatchStd(ROUNDING))),
+        weight=TokenRatio(), mask=ClipMask(clip, clip), aggregate=TokenMean(),
+    )  # fmt: skip
+    return Recipe(
+        objective=gradient, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches,
+        controllers=(*controllers, *(_searches(levels, highest, search) if search and squash else ())),
+    )  # fmt: skip
+
+
+def _searches(levels: Mapping[str, float], highest: Levels, score: str) -> list[Controller]:
+    """One axis of the search for each threshold."""
+    given = levels_of(highest)
+    high = tuple(given.get(name, given.get(WHOLE, 1.0)) for name in levels)
+    metrics, low = tuple(metric_of(name) for name in levels), tuple(levels.values())
+    return [
+        SimplexSearch(knob=f"threshold/{name}", axis=i, metrics=metrics, score=score, low=low, high=high)
+        for i, name in enumerate(levels)
+    ]
+
+
+_TESTS = "tests/methods/test_constrained.py::"
+METHODS = (
+    Method(
+        slug="constrained-rlhf", build=constrained_rlhf, row=108, family="llm-rl", title="Constrained RLHF",
+        paper="Moskovitz et al., Confronting Reward Model Overoptimization with Constrained RLHF, arXiv 2310.04373, 2024",
+        equation="A = (N - sum s_i) A_KL + sum s_i A_i,  each stream standardised\nL = - TOK( min(r A, clip(r) A) )\n"
+                 "controller: s_i = tanh(mu_i) (=) or sigmoid(mu_i) (>=), mu_i <- mu_i - rate ds_i (J_i - theta_i)",
+        claim="Holding each reward model at its proxy point avoids the fall of the gold reward that PPO on their sum ends in.",
+        identity_tests=tuple(_TESTS + name for name in (
+            "test_multipliers_of_zero_leave_the_kl_alone_and_of_one_the_rewards",
+            "test_frozen_multipliers_are_fixed_weights",
+            "test_the_multiplier_is_sgd_with_momentum_on_its_loss",
+            "test_constraints_hold_at_the_end",
+        )) + tuple("tests/sources/test_searching.py::" + name for name in (
+            "test_nelder_mead_finds_the_top",
+            "test_a_search_in_a_run_finds_the_threshold",
+        )),
+    ),
+)  # fmt: skip
