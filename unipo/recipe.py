@@ -137,7 +137,8 @@ class Recipe:
     @property
     def provided(self) -> frozenset[str]:
         """Columns that its own stages and companions add to batches of text."""
-        return self.rollouts.columns.union(*(part.columns for part in (*self.companions, *self.arrange)))
+        beside = (*(c.columns for c in self.companions), *(stage.columns for stage in self.arrange))
+        return self.rollouts.columns.union(*beside)
 
     @property
     def judges(self) -> str:

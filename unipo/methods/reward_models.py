@@ -116,6 +116,10 @@ def _tests(*names: str) -> tuple[str, ...]:
     return tuple(_TESTS + name for name in names)
 
 
+def _read(*names: str) -> tuple[str, ...]:
+    return tuple("tests/rewards/test_models.py::" + name for name in names)
+
+
 METHODS = (
     Method(
         slug="reward-model", build=reward_model, family="preference", title="Bradley-Terry reward model",
@@ -130,7 +134,7 @@ METHODS = (
         identity_tests=_tests("test_a_cycle_is_fitted_by_the_preference_model_alone",
                               "test_preferences_are_antisymmetric_whatever_the_model",
                               "test_blind_to_its_rival_it_is_a_reward_model")
-        + ("tests/rewards/test_models.py::test_a_preference_model_reads_the_rival_first",),
+        + _read("test_a_preference_model_reads_the_rival_first"),
     ),
     Method(
         slug="best-of-n", build=best_of_n, family="preference", title="Best of n, distilled", paper="arXiv 2304.06767",
@@ -147,7 +151,6 @@ METHODS = (
         identity_tests=_tests("test_the_ratio_is_the_reward_of_its_optimum",
                               "test_constants_of_a_prompt_change_sums_nothing_and_averages_something",
                               "test_rl_on_the_ratio_ends_at_the_strong_model", "test_annotation_takes_the_extremes")
-        + tuple("tests/rewards/test_models.py::" + name for name in
-                ("test_equal_models_have_no_ratio", "test_tokens_and_contexts_of_each_model")),
+        + _read("test_equal_models_have_no_ratio", "test_tokens_and_contexts_of_each_model"),
     ),
 )  # fmt: skip

@@ -73,7 +73,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     replay = replay_of(config, recipe, policy)
     if replay is not None:
         sources["replay"] = replay
-    fixed = arranged(fixed_rows(config, policy, problems), recipe, policy.tokenizer)
+    fixed = arranged(fixed_rows(config, policy, problems), recipe.arrange, policy.tokenizer)
     sources.update(fixed)
     if recipe.round is not None:
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), gold, config.seed, config.eval_samples
     )
     if recipe.judges:
-        held_out = judged(fixed, config, recipe, policy, problems)
+        held_out = judged(fixed, config, recipe.arrange, policy, problems)
     updates = config.steps * recipe.passes * recipe.minibatches
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"),
                       gradient_parts=recipe.gradient_parts)  # fmt: skip

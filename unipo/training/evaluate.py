@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +49,8 @@ def evaluate(prompts: Sequence[Prompt], sampler: Sampler, tokenizer: Any, reward
     right: list[float] = []
     rewards: list[float] = []
     examples: list[dict[str, Any]] = []
-    for start in range(0, len(prompts), max(1, batch // samples)):
-        part = [p for p in prompts[start : start + max(1, batch // samples)] for _ in range(samples)]
-        keys = torch.tensor([[seed, EVALUATION, p.id, i % samples] for i, p in enumerate(part)])
-        done = sampler.sample([encode_prompt(tokenizer, p.text) for p in part], keys)
-        texts = [tokenizer.decode(list(c.tokens), skip_special_tokens=True) for c in done]
-        names = dict.fromkeys(n for p in part for n in p.columns)
-        scored = reward([p.text for p in part], texts, {n: [p.columns.get(n) for p in part] for n in names})
-        values = torch.where(scored.kept, scored.reward, torch.zeros_like(scored.reward)).tolist()
+    for part, texts in sampled(prompts, sampler, tokenizer, seed, samples, batch):
+        values = valued(reward, part, texts)
         right += [float(v >= SUCCESS) for v in values]
         rewards += values
         if len(examples) < 8:
@@ -64,6 +58,24 @@ def evaluate(prompts: Sequence[Prompt], sampler: Sampler, tokenizer: Any, reward
                 {"prompt": p.text, "completion": t, "reward": v} for p, t, v in zip(part, texts, values, strict=True)
             ]
     return _summary(right, rewards, samples, examples[:8])
+
+
+def sampled(prompts: Sequence[Prompt], sampler: Sampler, tokenizer: Any, seed: int, samples: int, batch: int = 256
+            ) -> Iterator[tuple[list[Prompt], list[str]]]:  # fmt: skip
+    """(prompts, answers) of equal length, batch by batch: each prompt `samples` times in a row. The same draws every time."""
+    for start in range(0, len(prompts), max(1, batch // samples)):
+        part = [p for p in prompts[start : start + max(1, batch // samples)] for _ in range(samples)]
+        keys = torch.tensor([[seed, EVALUATION, p.id, i % samples] for i, p in enumerate(part)])
+        done = sampler.sample([encode_prompt(tokenizer, p.text) for p in part], keys)
+        yield part, [tokenizer.decode(list(c.tokens), skip_special_tokens=True) for c in done]
+
+
+def valued(reward: Reward, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+    """What a reward says of answers to prompts; 0 for a row that it drops."""
+    names = dict.fromkeys(n for p in prompts for n in p.columns)
+    scored = reward([p.text for p in prompts], texts, {n: [p.columns.get(n) for p in prompts] for n in names})
+    found: list[float] = torch.where(scored.kept, scored.reward, torch.zeros_like(scored.reward)).tolist()
+    return found
 
 
 def _summary(right: list[float], rewards: list[float], samples: int, examples: list[dict[str, Any]]) -> Evaluation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from unipo.episodes import Episodes
 from unipo.learner.annotate import emitted
 from unipo.objectives import FinalValue
 from unipo.policies import TokenPolicy
-from unipo.recipe import Recipe
+from unipo.sources.arrange import Arrange, EveryPair, Rivals
 from unipo.statistics import wilson_interval
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.problems import HELD_OUT_SHARE, Problems
@@ -23,6 +23,10 @@ from unipo.training.stored_rows import fixed_rows
 
 QUARTERS = ("closest", "closer", "clearer", "clearest")
 """Quarters of the pairs by how far apart their ratings are; where these are not known, the model's own scores."""
+
+
+JUDGED: Mapping[str, Arrange] = {stage.judges: stage for stage in (EveryPair(), Rivals())}
+"""How pairs are arranged for a judge of answers, and for one of pairs."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +95,27 @@ class PairEvaluator:
                    "reward": float(score[i])}  # fmt: skip
 
 
-def arranged(fixed: Mapping[str, Any], recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
-    """The same sources, their rows as the recipe arranges them. Raises ConfigError where nothing is left of one."""
+def arranged(fixed: Mapping[str, Any], stages: Sequence[Arrange], tokenizer: Any) -> dict[str, Any]:
+    """The same sources, their rows as the stages of a recipe arrange them. Raises ConfigError where nothing is left of one."""
     for name, rows in fixed.items():
-        for stage in recipe.arrange:
+        for stage in stages:
             before = rows.episodes.count("group")
             rows.episodes = stage(rows.episodes, tokenizer)
             if (after := rows.episodes.count("group")) != before:
                 rows.notes.append(f"{type(stage).__name__} made {after:,} groups of {before:,} {name}")
         if not len(rows.episodes):
-            raise ConfigError(f"nothing is left of the {name} that were given after {recipe.arrange}: does every list have two "
+            raise ConfigError(f"nothing is left of the {name} that were given after {stages}: does every list have two "
                               "answers of which one is better?")  # fmt: skip
     return dict(fixed)
 
 
-def judged(fixed: Mapping[str, Any], config: RunConfig, recipe: Recipe, policy: TokenPolicy, problems: Problems
+def judged(fixed: Mapping[str, Any], config: RunConfig, stages: Sequence[Arrange], policy: TokenPolicy, problems: Problems
            ) -> PairEvaluator:  # fmt: skip
     """Pairs to evaluate on: those of `--held-out`, else a tenth of those given, by prompt, which are trained on no longer."""
     pairs = fixed["pairs"].episodes
     if config.held_out:
         other = dataclasses.replace(config, pairs=config.held_out, demos="", labels="")
-        kept = arranged(fixed_rows(other, policy, problems), recipe, policy.tokenizer)["pairs"].episodes
+        kept = arranged(fixed_rows(other, policy, problems), stages, policy.tokenizer)["pairs"].episodes
     else:
         apart = pairs["prompt_id"] % 1000 < 1000 * HELD_OUT_SHARE
         if bool(apart.all()) or pairs.count("group") < 20:

@@ -62,8 +62,8 @@ def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
     limit = config.max_tokens or DATASET_MAX_TOKENS
     prompts = _staged(config, RowPrompts(train, config.seed), arms)
     checked = learned(rewards) and any(p.columns.get("answer") is not None for p in rows)
-    gold = _rewards([resolve_reward("math")] if checked else rewards, config)
-    return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), gold, None, limit)
+    judge = _rewards([resolve_reward("math")] if checked else rewards, config)
+    return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), judge, None, limit)
 
 
 def _staged(config: RunConfig, first: Prompts, arms: ArmChoice | None = None) -> Prompts | Curriculum | Arms:

@@ -16,9 +16,12 @@ from unipo.critics.greedy import load_greedy_policy
 from unipo.policies import RecurrentPolicy, load_control_policy, load_policy, load_recurrent_policy
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.statistics import bootstrap_interval
+from unipo.training.best_of import BestOf, best_of
 from unipo.training.config import ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.evaluate import Evaluation, evaluate
+from unipo.training.judging import JUDGED, Judgement, arranged, judged
 from unipo.training.problems import load_problems, scorer
+from unipo.training.stored_rows import fixed_rows
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -103,17 +106,27 @@ def config_of(folder: str | Path) -> RunConfig | ControlConfig:
     return read_config(path.read_text())
 
 
-def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: float) -> Evaluation:
-    """Sample held-out prompts with the policy in `folder/final`. Raises ConfigError when there is none yet."""
+def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: float, most: int = 0, reward: str = ""
+                 ) -> Evaluation | Judgement | BestOf:  # fmt: skip
+    """Sample held-out prompts with the policy in `folder/final`, or order held-out pairs by it if it is a judge.
+
+    `most`: of so many answers the best is picked, by `reward`. Raises ConfigError when there is no policy yet.
+    """
     found, policy = config_of(folder), load_trained(folder)
     assert isinstance(found, RunConfig)
     config = dataclasses.replace(found, eval_prompts=prompts)
     problems = load_problems(config)
+    if policy.judges:
+        stages = (JUDGED[policy.judges],)
+        fixed = arranged(fixed_rows(config, policy, problems), stages, policy.tokenizer)
+        return judged(fixed, config, stages, policy, problems)(policy)
     if not problems.held_out:
         raise ConfigError(f"{config.task} has no held-out prompts: give the run a --held-out dataset")
     settings = SamplerSettings(temperature=temperature, max_tokens=problems.max_tokens, stop=config.stop)
     sampler = Sampler(policy.model, policy.tokenizer, settings)
-    return evaluate(problems.held_out, sampler, policy.tokenizer, scorer(problems.reward), config.seed, samples)
+    if most:
+        return best_of(config, policy, problems, sampler, most, reward)
+    return evaluate(problems.held_out, sampler, policy.tokenizer, scorer(problems.gold), config.seed, samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +167,10 @@ def film_run(config: ControlConfig, policy: Any, folder: Path) -> list[Path]:
     return film(mode(policy), maker(config), folder, config.seed + EVALUATION)
 
 
-def as_json(found: Evaluation | Returns) -> Mapping[str, Any]:
+def as_json(found: Evaluation | Judgement | BestOf | Returns) -> Mapping[str, Any]:
     """What `unipo evaluate --json` prints."""
+    if isinstance(found, Judgement | BestOf):
+        return found.metrics()
     if isinstance(found, Returns):
         return {**found.metrics(), "episodes": len(found.returns), "returns": list(found.returns)}
     return {**found.metrics(), "prompts": found.prompts, "samples": found.samples}
