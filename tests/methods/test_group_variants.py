@@ -39,6 +39,7 @@ from unipo.objectives import (
     hoisted,
     with_settings,
 )
+from unipo.objectives.returns import step_rewards
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
 LENGTHS = [[2, 3, 1, 4], [1, 2, 5, 2]]
@@ -581,7 +582,7 @@ def critic_data(rewards: list[list[float]], lengths: list[list[int]], drift: flo
 
 
 def pf_gradients(episodes: Episodes, signals: dict[str, Tensor], **settings: object) -> dict[str, Tensor]:
-    return dict(coefficients(find("pf-ppo").build(**settings).objective, episodes, signals).total)
+    return dict(coefficients(find("pf-ppo").build(**{"reward_kl": 0.0, **settings}).objective, episodes, signals).total)
 
 
 FIVE = [[0.9, 0.1, 0.5, 0.3, 0.7], [0.2, 0.8, 0.6, 0.4, 0.0]]
@@ -608,7 +609,7 @@ def test_uniform_shares_are_ppo() -> None:
     ppo = plain.objective.but(weighted=tuple((c, t.but(aggregate=EpisodeMean())) for c, t in plain.objective.terms()))
     expected = coefficients(ppo, episodes, signals).total
     found = pf_gradients(episodes, signals, filter="none")
-    uniform = find("pf-ppo").build().objective
+    uniform = find("pf-ppo").build(reward_kl=0.0).objective
     even = RankWeight(0.2, 0.8, 0.0)
     policy, critic = (t for _, t in uniform.terms())
     even_policy = policy.but(weight=policy.weight.but(weights=(TokenRatio(), even)))
@@ -704,10 +705,27 @@ def test_whitening_comes_before_the_filter() -> None:
     episodes, signals = critic_data(FIVE, FIVE_LENGTHS)
     shown = {}
     for which in ("none", "bw"):
-        gradient_term = find("pf-ppo").build(filter=which).objective.terms()[0][1]
+        gradient_term = find("pf-ppo").build(filter=which, reward_kl=0.0).objective.terms()[0][1]
         shown[which] = gradient_term.loss(episodes, signals).facts["advantage"]
     assert torch.equal(shown["none"], shown["bw"])
     assert float(shown["bw"].mean()) == pytest.approx(0.0, abs=1e-12)
     assert float(shown["bw"].std()) == pytest.approx(1.0, abs=1e-5)
     left = shown["bw"][RankWeight(*FILTERS["bw"])(episodes, {}) > 0]
     assert abs(float(left.mean())) > 0.01
+
+
+def test_the_divergence_is_in_the_reward() -> None:
+    """A reference that is behind by d at every token takes reward_kl * d off each; the rank is that of the plain reward."""
+    episodes, signals = critic_data(FIVE, FIVE_LENGTHS)
+    behind = torch.linspace(0.0, 1.0, len(signals["logp"]), dtype=torch.float64)
+    known = episodes.with_columns("step", reference_logp=episodes["behavior_logp"] - behind)
+    paid = step_rewards(episodes) - 0.5 * behind
+    for name in ("logp", "value"):
+        found = pf_gradients(known, signals, filter="none", reward_kl=0.5)[name]
+        torch.testing.assert_close(
+            found, pf_gradients(episodes.with_columns("step", reward=paid), signals, filter="none")[name]
+        )
+        assert not torch.allclose(found, pf_gradients(episodes, signals, filter="none")[name])
+        ranked = pf_gradients(known, signals, filter="bw", reward_kl=0.5)[name]
+        left = RankWeight(*FILTERS["bw"])(episodes, {})
+        torch.testing.assert_close(ranked, left * found)

@@ -144,6 +144,25 @@ def test_the_first_token_has_no_previous_one() -> None:
         assert not marked["token_reward"][alone].any()
 
 
+def test_both_contexts_are_averaged() -> None:
+    """A new flow has velocity 0: its error is |h - e|^2, one draw of noise for each context; at the ends there is one."""
+    policy, batch = drawn()
+    first = batch.position() == 0
+    last = torch.cat([first[1:], torch.ones(1, dtype=torch.bool)])
+    companion = FlowReward(context="both", layers=(0.5,)).build(policy, 0)
+    companion.annotate(batch, 0)
+    score, known = companion.scores(batch, 3)
+    hidden = companion._states(batch)
+    noise = torch.randn(
+        (len(hidden), 2, hidden.shape[2]), generator=torch_generator(0, "flow score", 3), dtype=hidden.dtype
+    )
+    before, after = (4 * (hidden - noise).square().mean(-1)).unbind(1)
+    mean = torch.where(first, after, torch.where(last, before, (before + after) / 2))
+    torch.testing.assert_close(score[known], mean[known])
+    assert torch.equal(known, ~(first & last))
+    assert "flow/loss" in companion.learn(batch, 0)
+
+
 def test_a_flow_is_fitted_to_demonstrations_and_then_to_right_rollouts() -> None:
     policy, batch = drawn()
     shown = batch.with_columns("episode", kind=["demo"] * len(batch))

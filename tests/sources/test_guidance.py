@@ -17,7 +17,16 @@ from unipo.objectives.weights import TokenRatio
 from unipo.policies.tabular import TabularPolicy
 from unipo.sources.augment import Augment, Demonstrated
 from unipo.sources.guidance import GuidedPrompts, Guiding, Hint, Hinted, Prefix, Share, ShortestUseful
-from unipo.sources.injection import AtRandom, FailedRows, Injected, Recalled, Room, reasoning_of
+from unipo.sources.injection import (
+    AtRandom,
+    BestUnderstood,
+    FailedRows,
+    Injected,
+    Recalled,
+    Room,
+    reasoning_of,
+    well_formed,
+)
 from unipo.sources.prompts import Prompt, TaskPrompts
 from unipo.sources.spec import RolloutSpec
 from unipo.sources.tabular import NumberTokenizer, TabularPrompts, tabular_rollouts
@@ -169,6 +178,16 @@ def test_teachers_at_random_change_by_step() -> None:
     seen = [rollouts_.draw(step, step) for step in range(12)]
     first = {int(rows["token"][rows.expand(rows.category("kind", "demo"))][0]) for rows in seen}
     assert first == {0, 1, 2}
+
+
+def test_a_teacher_is_well_formed_with_reasoning_a_mark_and_an_answer() -> None:
+    """A mark is worth a tenth: it decides between teachers that are understood alike, not against one understood better."""
+    found = [well_formed(text) for text in ("7+8=15#15", "7+8=15", "#15", "7+8=15#")]
+    assert found == [True, False, False, False]
+    ranking = BestUnderstood()
+    assert ranking._score(0.5, "7+8=15#15") == pytest.approx(0.9 * 0.5 + 0.1)
+    assert ranking._score(0.5, "7+8=15#15") > ranking._score(0.5, "15") > ranking._score(0.3, "15")
+    assert ranking._score(0.5, "7+8=15#15") < ranking._score(0.7, "15")
 
 
 def test_the_reasoning_of_a_teacher_is_what_stands_before_the_answer() -> None:

@@ -39,6 +39,7 @@ from unipo.objectives import (
     GroupWeight,
     Knob,
     LargestScores,
+    LessDivergence,
     LongerIsBetter,
     MeanSoFar,
     MostVaried,
@@ -51,6 +52,7 @@ from unipo.objectives import (
     Scale,
     SolvedAtMost,
     StdSoFar,
+    StepReward,
     TokenMean,
     TokenRatio,
     ValueBalance,
@@ -193,29 +195,30 @@ RANK_WEIGHTS: dict[str, Weight] = {"none": One()} | {name: RankWeight(*shares) f
 
 
 def pf_ppo(*, group: int = 5, filter: str = "br", clip: float = 0.2, gamma: float = 1.0, lam: float = 0.95,
-           value: float = 0.1, value_clip: float = 0.2, kl: float = 0.0, entropy: float = 0.0, epochs: int = 1,
-           minibatches: int = 1) -> Recipe:  # fmt: skip
+           value: float = 0.1, value_clip: float = 0.2, reward_kl: float = 0.01, kl: float = 0.0, entropy: float = 0.0,
+           epochs: int = 1, minibatches: int = 1) -> Recipe:  # fmt: skip
     """Policy filtration (arXiv 2409.06957): PPO on the answers whose reward can be believed, the best and another.
 
         w = N * share of the answer by the rank of its reward among the N of its prompt, 1 in the mean
         L = - SEQ( w min(r_n A_n, clip(r_n) A_n) ) + value * SEQ( w (V - (A + V_old))^2 / 2, clipped )
 
     `filter`: bon (all to the best) | br (half to the best, half to the others evenly) | bw (half to the best, half to the
-    worst) | none (PPO on all N answers). A is GAE, whitened over all answers, before any is weighed. This is the
-    expectation of drawing N answers per prompt by their shares (the paper's resampling), exact for means over episodes; so
-    SEQ where `ppo` has TOK. Departs from the paper: the KL is a penalty of the loss, not in the reward, and is off.
+    worst) | none (PPO on all N answers). A is GAE of R - `reward_kl` * log( mu / ref ), whitened over all answers, before any is
+    weighed; answers are ranked by R. This is the expectation of drawing N answers per prompt by their shares (the paper's
+    resampling), exact for means over episodes; so SEQ where `ppo` has TOK. `kl`: a penalty of the loss beside it.
     Which filter: the one with the largest `filter_r2` on answers whose actual score is known.
     """
+    paid = LessDivergence(reward_kl) if reward_kl else StepReward()
     rank = choice(RANK_WEIGHTS, "filter", filter)
     base = ppo(group=group, epochs=epochs, minibatches=minibatches)
     gradient = PolicyGradient(
-        advantage=GeneralisedAdvantage(gamma, lam, whiten=BatchStd()),
+        advantage=GeneralisedAdvantage(gamma, lam, BatchStd(), paid),
         weight=WeightProduct((TokenRatio(), rank)),
         mask=ClipMask(clip, clip),
         aggregate=EpisodeMean(),
     )
     critic = ValueRegression(
-        target=ValueTarget(gamma, lam), weight=rank, clip=value_clip or None, aggregate=EpisodeMean()
+        target=ValueTarget(gamma, lam, paid), weight=rank, clip=value_clip or None, aggregate=EpisodeMean()
     )
     return regularised(base.but(objective=gradient + value * critic if value else gradient, control=None), kl, entropy)
 
@@ -289,6 +292,7 @@ METHODS = (
         identity_tests=_tests("test_uniform_shares_are_ppo", "test_two_answers_make_br_bw_and_ppo_one",
                               "test_best_of_n_has_no_negative_advantage", "test_resampling_in_expectation",
                               "test_resampling_is_not_exact_for_token_means", "test_r2_without_noise_is_one",
-                              "test_whitening_comes_before_the_filter", "test_shares_by_rank"),
+                              "test_whitening_comes_before_the_filter", "test_shares_by_rank",
+                              "test_the_divergence_is_in_the_reward"),
     ),
 )  # fmt: skip

@@ -101,15 +101,15 @@ def ampo(*, group: int = 8, teachers: int = 2, pick: str = "understood", always:
          entropy: float = 0.001) -> Recipe:  # fmt: skip
     """AMPO (arXiv 2510.02227): where all fail, the answers of the teachers that the policy understands best.
 
-        all wrong:  `teachers` failed rows make room for teachers' answers, ranked by mean_t pi(a_t | q, their reasoning, a_<t)
-                    of the right answer a; their reward is at least 1
+        all wrong:  `teachers` failed rows make room for teachers' answers, ranked by 0.1 [well formed]
+                    + 0.9 mean_t pi(a_t | q, their reasoning, a_<t) of the right answer a; their reward is at least 1
         A = R - mean over the mixed group
         L = - CONST( min(r_n A, clip(r_n) A), dual clip )        own rows
             - CONST( A pi / (pi + gamma) )                       teachers' rows: denominator 1, shaped as in LUFFY, no clip
 
     `column` of the data: a list of right answers. `pick`: understood, random, or given (the first ones). `always`: not only
-    where all fail. With one teacher, always, it is LUFFY (arXiv 2504.14945) without the std. Departs from the paper: answers
-    from the data are taken to be well formed, so that the ranking has no format part.
+    where all fail. With one teacher, always, it is LUFFY (arXiv 2504.14945) without the std. Well formed is our answer's mark
+    behind some reasoning (the paper: its tags).
     """  # fmt: skip
     stage = Injected(Condition() if always else SolvedAtMost(0.0), column, teachers, choice(RANKINGS, "pick", pick),
                      FailedRows(at_random=True), least=1.0)  # fmt: skip

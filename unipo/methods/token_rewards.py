@@ -50,7 +50,8 @@ def rlfr(*, group: int = 8, flow: float = 0.01, time: float = 0.8, threshold: fl
 
     h: hidden states at 25, 50 and 75 % of the depth when the token has been read; v: AdaLN-MLP of `depth` blocks. In the
     first `offline` steps the policy stands still and v is fitted to the prompts' demonstrations, then to right rollouts of
-    the batch, by `updates` updates a step. `context`: previous (the code's token_post, its 7B runs) or next (token_pre).
+    the batch, by `updates` updates a step. `context`: previous (the code's token_post, its 7B runs), next (token_pre), or
+    the mean of both.
 
     Departs from the paper: h is divided by its root mean square; aggregated per episode, as GRPO (the card's choice).
     """

@@ -14,8 +14,8 @@ from unipo.episodes import Episodes
 from unipo.functional.chunked import chunks, wide
 from unipo.sources.companions import Companion, CompanionSpec, features_of, seeded, torch_generator
 
-CONTEXTS = {"previous": -1, "next": 1}
-"""Where the condition of a token is: the hidden state of the token before it, or of the one after."""
+CONTEXTS = {"previous": (-1,), "next": (1,), "both": (-1, 1)}
+"""Where the condition of a token is: the hidden state of the token before it, that of the one after, or each in turn."""
 ROWS = 4096
 """Tokens that go through the flow at once."""
 FREQUENCIES = 8
@@ -71,8 +71,8 @@ class FlowReward(CompanionSpec):
     """Column `token_reward` [N] = -coefficient * what stands out of the flow's error at a token's hidden state.
 
     `layers`: as shares of the policy's depth. `time`: t* of the score. `threshold`, `top`: see `functional.standouts`.
-    `context`: previous or next. Fitted on the demonstrations of the batch in the first `offline` steps, then on rollouts with
-    a reward of at least 1, by `updates` updates a step.
+    `context`: previous, next, or both: the mean of what is known from either. Fitted on the demonstrations of the batch in the
+    first `offline` steps, then on rollouts with a reward of at least 1, by `updates` updates a step.
     """
 
     columns: ClassVar[frozenset[str]] = frozenset({"token_reward"})
@@ -90,7 +90,7 @@ class FlowReward(CompanionSpec):
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS or not 0.0 < self.time < 1.0:
             raise ValueError(
-                f"context is {self.context!r}, time {self.time}: expected previous or next, and within (0, 1)"
+                f"context is {self.context!r}, time {self.time}: expected {', '.join(CONTEXTS)}, and within (0, 1)"
             )
 
     def build(self, policy: Any, seed: int) -> FlowCompanion:
@@ -104,7 +104,8 @@ class FlowCompanion(Companion):
         self.spec, self.policy, self.seed = spec, policy, seed
         first = next(p for _, p in policy.named_parameters())
         with seeded(seed, "flow"):
-            net = FlowNet(policy.width, len(spec.layers), spec.depth, wide(first[:0]).dtype).to(first.device)
+            views = len(spec.layers) * len(CONTEXTS[spec.context])
+            net = FlowNet(policy.width, views, spec.depth, wide(first[:0]).dtype).to(first.device)
         super().__init__("flow", net, spec.learning_rate)
         self.net = net
         self._said: dict[str, float] = {}
@@ -120,7 +121,8 @@ class FlowCompanion(Companion):
 
     @torch.no_grad()
     def scores(self, batch: Episodes, step: int) -> tuple[Tensor, Tensor]:
-        """d_n = t* / (1 - t*) * error of the velocity [N], mean over layers, with noise of this step; and where it is known."""
+        """d_n = t* / (1 - t*) * error of the velocity [N], mean over layers and contexts, with noise of this step; and where
+        it is known: from one context at least."""
         hidden, context, known = self._conditioned(batch)
         draw = torch_generator(self.seed, "flow score", step)
         t = self.spec.time
@@ -129,9 +131,11 @@ class FlowCompanion(Companion):
             h = hidden[rows]
             noise = torch.randn(h.shape, generator=draw, dtype=h.dtype).to(h.device)
             time = torch.full_like(h[..., :1], t)
-            parts.append(F.flow_error(self.net(F.noised(h, noise, time), time, context[rows]), h, noise).mean(-1))
-        error = torch.cat(parts) if parts else hidden.new_zeros(0)
-        return t / (1 - t) * error, known
+            error = F.flow_error(self.net(F.noised(h, noise, time), time, context[rows]), h, noise)
+            parts.append(error.reshape(len(h), known.shape[1], -1).mean(-1))
+        error_NC = torch.cat(parts) if parts else hidden.new_zeros(known.shape)
+        seen = torch.where(known, error_NC, 0.0).sum(1) / known.sum(1).clamp(min=1)
+        return t / (1 - t) * seen, known.any(1)
 
     def _states(self, batch: Episodes) -> Tensor:
         """[N, K, d], each of root mean square 1, so that data and noise are of a size."""
@@ -139,12 +143,16 @@ class FlowCompanion(Companion):
         return found / found.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
     def _conditioned(self, batch: Episodes) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states, those of their neighbours [N, K, d], and which steps have a neighbour and count [N]."""
-        shift, index = CONTEXTS[self.spec.context], batch.index("episode")
+        """Hidden states and those of their neighbours [N, C K, d], context by context; and which steps have that neighbour and
+        count [N, C]."""
+        index, beside, known = batch.index("episode"), list[Tensor](), list[Tensor]()
         steps = torch.arange(len(index), device=index.device)
-        beside = (steps + shift).clamp(0, max(len(index) - 1, 0))
-        known = (beside != steps) & (index[beside] == index)
-        return self._hidden, self._hidden[beside], known & batch["mask"] if "mask" in batch else known
+        for shift in CONTEXTS[self.spec.context]:
+            other = (steps + shift).clamp(0, max(len(index) - 1, 0))
+            beside.append(self._hidden[other])
+            known.append((other != steps) & (index[other] == index))
+        known_NC = torch.stack(known, 1) & batch["mask"][:, None] if "mask" in batch else torch.stack(known, 1)
+        return torch.cat([self._hidden] * len(beside), 1), torch.cat(beside, 1), known_NC
 
     # ---- learning ------------------------------------------------------------------------------------------------------------
     def learn(self, batch: Episodes, step: int) -> Mapping[str, float]:
@@ -153,14 +161,16 @@ class FlowCompanion(Companion):
         rows = batch.category("kind", "demo")
         if step >= self.spec.offline:
             rows = batch.category("kind", "rollout") & (batch["reward"] >= 1)
-        steps = (batch.expand(rows) & known).nonzero().squeeze(1)
+        steps = (batch.expand(rows) & known.any(1)).nonzero().squeeze(1)
         losses = [
-            self._fitted(hidden[steps], context[steps], step, i) for i in range(self.spec.updates if len(steps) else 0)
+            self._fitted(hidden[steps], context[steps], known[steps], step, i)
+            for i in range(self.spec.updates if len(steps) else 0)
         ]
         return {**self._said, **({"flow/loss": sum(losses) / len(losses)} if losses else {})}
 
-    def _fitted(self, hidden: Tensor, context: Tensor, step: int, update: int) -> float:
-        """One update on the mean error at t = sigmoid(N(0, 1)); returns that."""
+    def _fitted(self, hidden: Tensor, context: Tensor, known: Tensor, step: int, update: int) -> float:
+        """One update on the mean error at t = sigmoid(N(0, 1)) of the views that are `known` [n, C]; returns that."""
+        counted = known.repeat_interleave(hidden.shape[1] // known.shape[1], 1)
         draw, total = torch_generator(self.seed, "flow fit", step, update), 0.0
         self.optimizer.zero_grad(set_to_none=True)
         for rows in chunks(len(hidden), ROWS):
@@ -170,7 +180,7 @@ class FlowCompanion(Companion):
             )
             time = torch.sigmoid(normal)
             error = F.flow_error(self.net(F.noised(h, noise, time), time, context[rows]), h, noise)
-            loss = error.sum() / (len(hidden) * h.shape[1])
+            loss = error[counted[rows]].sum() / counted.sum()
             loss.backward()
             total += float(loss.detach())
         self.optimizer.step()

@@ -85,12 +85,14 @@ class AtRandom(Ranking):
 class BestUnderstood(Ranking):
     """By how probable the policy finds the right answer behind a teacher's reasoning; of equals, the shorter text.
 
-        score = mean over the tokens a_t of the answer of pi(a_t | prompt, reasoning, a_<t)        (AMPO, arXiv 2510.02227)
+        score = (1 - form) * mean over the tokens a_t of the answer of pi(a_t | prompt, reasoning, a_<t)
+                + form * [reasoning and an answer are there, with a mark between]                  (AMPO, arXiv 2510.02227)
 
     `column`: the right answer; the reasoning is the text up to its last occurrence (else up to the mark, else all of it).
     """  # fmt: skip
 
     column: str = "answer"
+    form: float = 0.1
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], drawn: Drawn) -> list[list[int]]:
         tokenizer, contexts, answers = drawn.source.tokenizer, [], []
@@ -99,9 +101,18 @@ class BestUnderstood(Ranking):
             contexts += [[*asked, *plain_tokens(tokenizer, reasoning_of(text, right))] for text in offered]
             answers += [plain_tokens(tokenizer, right)] * len(offered)
         logp = drawn.source.log_probabilities(contexts, answers)
-        scores = iter([round(float(x.exp().mean()), 6) for x in logp])
-        keys = [[(-next(scores), len(text)) for text in offered] for offered in texts]
+        understood = iter([float(x.exp().mean()) for x in logp])
+        keys = [[(-self._score(next(understood), text), len(text)) for text in offered] for offered in texts]
         return [sorted(range(len(k)), key=k.__getitem__) for k in keys]
+
+    def _score(self, understood: float, text: str) -> float:
+        return round((1 - self.form) * understood + self.form * well_formed(text), 6)
+
+
+def well_formed(text: str) -> bool:
+    """Whether reasoning and an answer are there, with a mark between."""
+    reasoning, mark, answer = text.rpartition(MARK)
+    return bool(mark and reasoning.strip() and answer.strip())
 
 
 def reasoning_of(text: str, answer: str) -> str:
