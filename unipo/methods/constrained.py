@@ -10,6 +10,7 @@ The rewards of a run (`--reward "helpful.py:f,brief"`) are columns `reward.NAME`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from unipo.methods.method import Method, choice
 from unipo.objectives import (
@@ -88,7 +89,8 @@ VARIANTS: Mapping[str, tuple[Callable[[Mapping[str, Knob], Advantage], Advantage
 
 def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", group: int = 8, clip: float = 0.2,
                      rate: float = 0.1, momentum: float = 0.1, proportional: float = 5.0, decay: float = 0.0,
-                     weight: float = 1.0, search: str = "", highest: Levels = 1.0, epochs: int = 1, minibatches: int = 1) -> Recipe:  # fmt: skip
+                     weight: float = 1.0, search: str = "", highest: Levels = 1.0, epochs: int = 1,
+                     minibatches: int = 1) -> Recipe:  # fmt: skip
     """Constrained RLHF (arXiv 2310.04373): each reward is driven to a threshold beyond which it is not to be believed.
 
         maximise -KL(pi || ref)  subject to  J_i = theta_i                      xi-PPO, "equality": s_i = tanh(mu_i)
@@ -106,38 +108,40 @@ def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", gro
     """
     mixed, squash = choice(VARIANTS, "variant", variant)
     levels = levels_of(thresholds)
-    knobs = {name: Knob(f"multiplier/{name}", weight if variant == "fixed" else 1.0) for name in levels}
-    targets = {name: Knob(f"threshold/{name}", t) if search else t for name, t in levels.items()}
-    controllers: list[Controller] = []
-    for name, target in targets.items():
-        told = {"knob": f"multiplier/{name}", "metric": metric_of(name), "target": target}
-        if squash:
-            start = 0.5 if squash == "positive" else 0.0
-            controllers.append(Lagrangian(**told, value=start, squash=squash, learning_rate=rate, momentum=momentum,
-                                          decay=decay, proportional=proportional))  # fmt: skip
-        elif variant == "saturated":
-            controllers.append(Below(**told))
-    if variant == "saturated":
-        knobs = {name: weight * knob for name, knob in knobs.items()}
+    start, own = (weight, 1.0) if variant == "fixed" else (1.0, weight if variant == "saturated" else 1.0)
+    knobs = {name: own * Knob(f"multiplier/{name}", start) for name in levels}
     gradient = PolicyGradient(
         advantage=mixed(knobs, Whitened(LogRatioToGo(1.0), BatchStd(ROUNDING))),
         weight=TokenRatio(), mask=ClipMask(clip, clip), aggregate=TokenMean(),
     )  # fmt: skip
-    return Recipe(
-        objective=gradient, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches,
-        controllers=(*controllers, *(_searches(levels, highest, search) if search and squash else ())),
+    kind: Lagrangian | Below = Below(knob="")
+    if squash:
+        kind = Lagrangian(knob="", value=0.5 if squash == "positive" else 0.0, squash=squash, learning_rate=rate,
+                          momentum=momentum, decay=decay, proportional=proportional)  # fmt: skip
+    searches = _searches(levels, highest, search) if search and squash else ()
+    constraints = () if variant == "fixed" else _constraints(kind, levels, bool(searches))
+    return Recipe(objective=gradient, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches,
+                  controllers=(*constraints, *searches))  # fmt: skip
+
+
+def _constraints(kind: Lagrangian | Below, levels: Mapping[str, float], searched: bool) -> tuple[Controller, ...]:
+    """One controller for each reward; its target is a knob where it is searched for."""
+    return tuple(
+        replace(kind, knob=f"multiplier/{name}", metric=metric_of(name),
+                target=Knob(f"threshold/{name}", level) if searched else level)
+        for name, level in levels.items()
     )  # fmt: skip
 
 
-def _searches(levels: Mapping[str, float], highest: Levels, score: str) -> list[Controller]:
+def _searches(levels: Mapping[str, float], highest: Levels, score: str) -> tuple[Controller, ...]:
     """One axis of the search for each threshold."""
     given = levels_of(highest)
     high = tuple(given.get(name, given.get(WHOLE, 1.0)) for name in levels)
     metrics, low = tuple(metric_of(name) for name in levels), tuple(levels.values())
-    return [
+    return tuple(
         SimplexSearch(knob=f"threshold/{name}", axis=i, metrics=metrics, score=score, low=low, high=high)
         for i, name in enumerate(levels)
-    ]
+    )
 
 
 _TESTS = "tests/methods/test_constrained.py::"

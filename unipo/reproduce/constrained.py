@@ -132,7 +132,8 @@ def constrained_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[s
 CONSTRAINED = Claim(
     slug="constrained-rlhf",
     statement="A fixed sum of reward models is followed beyond where it is true: the gold reward rises and then falls. "
-    "Multipliers that hold each reward at its proxy point keep the gold reward near its peak; a search of thresholds finds it in one run.",
+    "Multipliers that hold each reward at its proxy point keep the gold reward near its peak; a search of thresholds finds "
+    "it in one run.",
     arms={name: name for name in ("xi-ppo", "mu-ppo", "nm-ppo", "ppo", "ppo-sat", "xi-ppo, integral alone")},
     trial=constrained_trial,
     steps=150,
