@@ -30,6 +30,7 @@ unipo: policy optimization from any mix of data
   unipo explain METHOD TASK [--flags]    dry run: what each term would train on
   unipo reproduce METHOD|all             the paper's claim as a small experiment; writes a verdict
   unipo data check DATASET               what is in a dataset, what is wrong with it, what it can be used for
+  unipo data segments RECORDED OUT       pairs of segments of recorded control data, preferred by --expert RUN
 
 Flags of a command: unipo run --help
 """
@@ -214,6 +215,7 @@ def resume(arguments: list[str]) -> int:
 def _finished(made: Any) -> int:
     """Say what came out, write the report, name its path last."""
     from unipo.report import write_report
+    from unipo.training.judging import by_margin
 
     for name, shown, form in (("accuracy", "held-out accuracy", "{:.1%}"), ("eval_return", "return", "{:,.1f}")):
         measured = [m for m in made.records.metrics if m.get(name, float("nan")) == m.get(name)]
@@ -225,7 +227,11 @@ def _finished(made: Any) -> int:
                 f"(95 % interval {low} to {high}) in {last['seconds']:.0f} s",
                 highlight=False,
             )
-    console.print(f"policy  {made.folder / 'final'}", highlight=False, soft_wrap=True)
+            told = by_margin(last) if name == "accuracy" else ""
+            if told:
+                console.print(told, highlight=False, soft_wrap=True)
+    kind = "judge " if getattr(made.policy, "judges", "") else "policy"
+    console.print(f"{kind}  {made.folder / 'final'}", highlight=False, soft_wrap=True)
     if getattr(made.config, "record", ""):
         told = f"{made.data.collector.recorder.recorded:,} episodes; unipo data check {made.config.record}"
         console.print(f"data    {made.config.record}  ({told})", highlight=False, soft_wrap=True)
@@ -292,14 +298,17 @@ def evaluate(arguments: list[str]) -> int:
     from unipo.training.revisit import as_json, config_of, evaluate_control, evaluate_run
 
     def parse(folder: Annotated[str, tyro.conf.Positional], prompts: int = 512, samples: int = 1, temperature: float = 1.0,
-              episodes: int = 100, json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:  # fmt: skip
-        """Measure what a finished run trained: held-out pass@1 and pass@k, or the return of whole episodes.
+              best_of: int = 0, reward: str = "", episodes: int = 100,
+              json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:  # fmt: skip
+        """Measure what a finished run trained: held-out pass@1 and pass@k, the return of whole episodes, or pairs in order.
 
         Args:
             folder: The run directory.
             prompts: Text: held-out prompts.
             samples: Text: completions per prompt; k of pass@k goes up to it.
             temperature: Text: of sampling (0: greedy).
+            best_of: Text: of so many answers to a prompt the best by --reward is picked, and judged by the task's own reward.
+            reward: Text: who picks, written as for unipo run, such as "model(FOLDER)" (default: what the run was trained with).
             episodes: Environments: episodes, with the mode of the policy.
             json_output: Print JSON.
         """
@@ -307,7 +316,7 @@ def evaluate(arguments: list[str]) -> int:
         found = (
             evaluate_control(folder, episodes)
             if in_environment
-            else evaluate_run(folder, prompts, samples, temperature)
+            else evaluate_run(folder, prompts, samples, temperature, best_of, reward)
         )
         print(json.dumps(as_json(found))) if json_output else _measured(found)
         return 0
@@ -317,17 +326,38 @@ def evaluate(arguments: list[str]) -> int:
 
 def _measured(found: Any) -> None:
     """An evaluation in words."""
+    from unipo.training.judging import by_margin
+
     m = found.metrics()
     if "return" in m:
         how = f"bootstrap; {len(found.returns)} episodes of {m['length']:,.1f} steps on average, with the policy's mode"
         shown = f"95 % interval {m['return_low']:,.1f} to {m['return_high']:,.1f} ({how})"
         console.print(f"return [bold]{m['return']:,.1f}[/]  {shown}", highlight=False, soft_wrap=True)
         return
+    if "best_of" in m:
+        _best_of(m)
+        return
+    if by_margin(m):
+        span = f"95 % interval {m['accuracy_low']:.1%} to {m['accuracy_high']:.1%} (Wilson)"
+        told = f"pairs in order [bold]{m['accuracy']:.1%}[/]  {span}; it expects {m['predicted']:.1%}"
+        console.print(told, highlight=False, soft_wrap=True)
+        console.print(by_margin(m), highlight=False, soft_wrap=True)
+        return
     kind = "Wilson" if found.samples == 1 else "Student's t over prompts"
     console.print(f"pass@1 [bold]{found.accuracy:.1%}[/]  95 % interval {found.low:.1%} to {found.high:.1%} "
                   f"({kind}; {found.prompts} prompts x {found.samples})", highlight=False, soft_wrap=True)  # fmt: skip
     for k, value in found.pass_k.items():
         console.print(f"pass@{k} [bold]{value:.1%}[/]", highlight=False, soft_wrap=True)
+
+
+def _best_of(m: Any) -> None:
+    """The best of n, by n."""
+    table = Table("n", "reward of the judge", "95 % interval", "reward of who picks", "if the judge picks", "KL at most",
+                  title=f"best of n of {m['prompts']} prompts' {m['samples']} answers", title_justify="left")  # fmt: skip
+    for row in m["best_of"]:
+        table.add_row(f"{row['n']:.0f}", f"{row['gold']:.3f}", f"{row['gold_low']:.3f} to {row['gold_high']:.3f}",
+                      f"{row['proxy']:.3f}", f"{row['oracle']:.3f}", f"{row['kl']:.2f}")  # fmt: skip
+    console.print(table)
 
 
 def report(arguments: list[str]) -> int:
@@ -418,8 +448,10 @@ def data(arguments: list[str]) -> int:
     from unipo.sources.control_report import is_control_data
     from unipo.sources.data_report import check
 
+    if arguments[:1] == ["segments"]:
+        return _segments(arguments[1:])
     if len(arguments) < 2 or arguments[0] != "check":
-        raise UsageError("unipo data knows one verb: unipo data check DATASET")
+        raise UsageError("unipo data knows two verbs: unipo data check DATASET, unipo data segments RECORDED OUT")
     if is_control_data(arguments[1]):
         return _control_data(arguments[1], arguments[2:])
     if len(arguments) > 2:
@@ -431,6 +463,36 @@ def data(arguments: list[str]) -> int:
     if found.kinds:
         console.print(f"methods that fit: {', '.join(fitting_text(found.kinds))}", highlight=False, soft_wrap=True)
     return 0 if found.ok else 1
+
+
+def _segments(arguments: list[str]) -> int:
+    from unipo.sources.segment_pairs import write_pairs
+
+    def parse(recorded: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], expert: str = "",
+              length: int = 16, pairs: int = 1000, temperature: float = 1.0, noise: bool = False, seed: int = 0) -> Any:  # fmt: skip
+        """Pairs of segments of recorded control data, of which one is preferred, for methods such as cpl.
+
+        Args:
+            recorded: A Minari dataset, or a folder of episodes.
+            out: The folder to write to.
+            expert: A run (or its final/) whose policy judges by its log-probabilities; without one, what was earned judges.
+            length: Steps of a segment.
+            pairs: How many.
+            temperature: Of the expert's log-probabilities.
+            noise: The better one is preferred with probability sigmoid(difference), and not always.
+            seed: Of the choice of segments, and of the noise.
+        """
+        return write_pairs(
+            recorded, out, expert, length=length, pairs=pairs, temperature=temperature, noise=noise, seed=seed
+        )
+
+    try:
+        made = tyro.cli(parse, prog="unipo data segments", args=arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    console.print(f"{made.count('group'):,} pairs; the preferred one is the better one by probability "
+                  f"{float(made['confidence'].mean()):.2f} on average", highlight=False, soft_wrap=True)  # fmt: skip
+    return 0
 
 
 def _control_data(name: str, flags: list[str]) -> int:
