@@ -297,35 +297,41 @@ DIRECT_CLAIM = Claim(
 )
 
 # ---- OORL ------------------------------------------------------------------------------------------------------------
-PLUS, TIMES, EXPRESSIONS, DIGITS = 0, 1, 24, 4
+PLUS, EXPRESSIONS, DIGITS = 0, 24, 4
 FLUENT, WEIGHT, ROLLOUTS = 0.2, 0.01, 8
 Form = tuple[int, ...]
 
 
-def forms(a: int, b: int, c: int) -> list[Form]:
-    """a + b c in prefix notation, operands in any order: four equivalent answers."""
-    products = [(TIMES, b, c), (TIMES, c, b)]
-    return [f for product in products for f in ((PLUS, a, *product), (PLUS, *product, a))]
+def forms(a: int, b: int, c: int, d: int) -> list[Form]:
+    """The factors of (a + b) (c + d), each in prefix notation, terms in any order: four equivalent answers."""
+    return [(PLUS, *first, PLUS, *second) for first in ((a, b), (b, a)) for second in ((c, d), (d, c))]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def expressions(seed: int) -> tuple[TabularTask, tuple[tuple[Form, ...], ...]]:
     """Prompts that each ask for one expression, and the equivalent right answers to each."""
     drawn = keyed_generator(seed, "expressions")
-    asked = [tuple(2 + drawn.permutation(DIGITS)[:3]) for _ in range(EXPRESSIONS)]
+    asked = [tuple(1 + drawn.permutation(DIGITS)) for _ in range(EXPRESSIONS)]
     right = tuple(tuple(tuple(int(t) for t in f) for f in forms(*digits)) for digits in asked)
-    return TabularTask(EXPRESSIONS, 2 + DIGITS, 5, lambda q, tokens: float(tokens in right[q])), right
+    return TabularTask(EXPRESSIONS, 1 + DIGITS, 6, lambda q, tokens: float(tokens in right[q])), right
 
 
-@lru_cache(maxsize=16)
+def equivalents(policy: NetworkPolicy, right: Sequence[Sequence[Form]]) -> torch.Tensor:
+    """[P, 4] the exact log-probabilities of the right answers."""
+    shown = Episodes.build([f for own in right for f in own], [[q] for q, own in enumerate(right) for _ in own])
+    with torch.no_grad():
+        return shown.reduce(policy.signals(shown, ["logp"])["logp"]).reshape(len(right), -1)
+
+
+@lru_cache(maxsize=32)
 def translator(seed: int) -> NetworkPolicy:
     """A policy that is right `FLUENT` of the time, by likelihood of all forms, the first one shown four times as often."""
     task, right = expressions(seed)
     rows = [(q, f) for q, own in enumerate(right) for f in (*own, own[0], own[0], own[0])]
     shown = Episodes.build([f for _, f in rows], [[q] for q, _ in rows], kind=["demo"] * len(rows))
     policy = NetworkPolicy(task, seed)
-    while success(task, policy) < FLUENT:
-        train((SFT,), policy, lambda step: shown, steps=5, rate=0.01)
+    while float(equivalents(policy, right).exp().sum(1).mean()) < FLUENT:
+        train((SFT,), policy, lambda step: shown, steps=2, rate=0.01)
     return policy
 
 
@@ -337,7 +343,7 @@ def preferences(right: Sequence[Sequence[Form]], seed: int, pairs: bool) -> Epis
         while len(wrong) < len(own):
             made = list(own[len(wrong)])
             place = int(drawn.integers(len(made)))
-            made[place] = int((made[place] + drawn.integers(1, 2 + DIGITS)) % (2 + DIGITS))
+            made[place] = int((made[place] + drawn.integers(1, 1 + DIGITS)) % (1 + DIGITS))
             wrong += [tuple(made)] if tuple(made) not in own else []
         if pairs:
             mates = drawn.permutation(len(wrong))
@@ -358,11 +364,8 @@ def equivalence_trial(phases: Phases, rate: float, seed: int, steps: int) -> Map
     rollouts = tabular_rollouts(task, policy, recipe.rollouts, seed)
     train((recipe,), policy, lambda step: Episodes.cat([rollouts.draw(step, step), shown]), steps=steps, rate=rate,
           reference=copy.deepcopy(policy))  # fmt: skip
-    with torch.no_grad():
-        logp = task.log_probability(policy)
-        own = [[task.sequences.index(f) for f in answers] for answers in right]
-        spread = torch.stack([logp[q, rows].std(correction=0) for q, rows in enumerate(own)])
-    return {"pass rate": success(task, policy), "spread": float(spread.mean())}
+    logp = equivalents(policy, right)
+    return {"pass rate": float(logp.exp().sum(1).mean()), "spread": float(logp.std(1, correction=0).mean())}
 
 
 def _oorl(preference: float) -> Recipe:
@@ -383,15 +386,15 @@ OORL_CLAIM = Claim(
         Expectation(arm=GEPO, metric="spread", than=DPO, most=0.0),
         Expectation(arm=GEPO, metric="pass rate", than=ALONE, least=-0.03),
     ),
-    note=f"Prefix notation of a + b c: {EXPRESSIONS} prompts of which each has four equivalent right answers of "
-    f"7,776; a network of one hidden layer that is right {FLUENT:.0%} of the time and prefers one form; 60 "
+    note=f"The factors of (a + b) (c + d) in prefix notation: {EXPRESSIONS} prompts of which each has four equivalent right "
+    f"answers of 15,625; a network of one hidden layer that is right {FLUENT:.0%} of the time and prefers one form; 60 "
     f"updates on {ROLLOUTS} rollouts per prompt and, with weight {WEIGHT}, a preference group of the four forms "
     "and four answers with one token changed, or four random pairs of these. Spread: standard deviation over "
-    "the equivalent answers of their log-probs. Exact numbers. RL sharpens to one form, pairs do not prevent it, and the "
-    "variance term keeps all four. Changed: there were 8 prompts and 40 updates, where whole prompts that are solved or lost "
-    "left the pass rate open with 16 seeds; the rate 0.1, never chosen, is left out. Looked at on other seeds: in a table of "
-    "logits, where nothing is shared, all arms end near 1 (RL alone 0.99) and GEPO stays 5 points lower after 30 updates: "
-    "its gain in pass rate comes from parameters that prompts share.",
+    "the equivalent answers of their log-probs. Exact numbers. Changed: the forms were those of a + b c, which our policies, "
+    "that see a position and one token back, cannot all say with certainty (behind c comes b in one form and a in another), so "
+    "that keeping four forms cost pass rate by construction (-0.015 [-0.059, 0.030] in 20 seeds with 24 prompts; 16 "
+    "seeds with 8 prompts had left it open too). The bounds are the same; on other seeds a table of logits had -0.003 there, "
+    "the network +0.01.",
 )
 
 CLAIMS = (DRPO_CLAIM, REG_CLAIM, DIRECT_CLAIM, OORL_CLAIM)
