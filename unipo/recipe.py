@@ -148,6 +148,12 @@ class Recipe:
         return next((stage.judges for stage in self.arrange if stage.judges != "answers"), "answers")
 
     @property
+    def rewards(self) -> frozenset[str]:
+        """Single rewards, of several, that it reads, by name."""
+        read = {c.removeprefix(REWARD_PART) for c in self.needs.columns if c.startswith(REWARD_PART)}
+        return self.rollouts.rewards | read
+
+    @property
     def others(self) -> frozenset[str]:
         """Policies beside the trained one that a run must have, by name: columns or samples are asked of them, or momentum."""
         asked = {column.partition("_")[0] for column in self.needs.columns} & {"reference", *self.snapshots}

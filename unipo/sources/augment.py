@@ -76,6 +76,11 @@ class Augment:
         """The stage where others want the rollouts as they were drawn: one that replaces them keeps them too."""
         return self
 
+    @property
+    def rewards(self) -> frozenset[str]:
+        """Single rewards, of several, that it reads, by name (their columns are reward.NAME)."""
+        return frozenset()
+
     def lacks(self, prompt: Prompt) -> str:
         """What a prompt must have for this stage and has not; "" where nothing."""
         return ""

@@ -155,7 +155,7 @@ class Rollouts:
     def _next(self, n: int, step: int) -> list[Prompt]:
         first, self.position = self.position, self.position + n
         if isinstance(self.prompts, Arms):
-            return self.prompts.take(n, first)
+            return [self.spec.ask(p, self.seed, step) for p in self.prompts.take(n, first)]
         return [self.prompt_at(first + i, step) for i in range(n)]
 
     def prompt_at(self, number: int, step: int) -> Prompt:
@@ -163,7 +163,7 @@ class Rollouts:
         if isinstance(self.prompts, Arms):
             raise TypeError("prompts that are drawn from arms have no place in a stream")
         prompts = self.prompts.at(step) if isinstance(self.prompts, Curriculum) else self.prompts
-        return prompts[number]
+        return self.spec.ask(prompts[number], self.seed, step)
 
     def _sampled(self, prompts: list[Prompt], drawn: Drawn) -> Episodes:
         rows, writer, by = [p for p in prompts for _ in range(self.spec.group)], self.spec.writer, None

@@ -11,6 +11,7 @@ from unipo.sources.arms import ArmChoice
 from unipo.sources.augment import Augment
 from unipo.sources.beginnings import Beginning
 from unipo.sources.behaviour import Behaviour
+from unipo.sources.directions import Asking
 from unipo.sources.filters import GroupFilter, Relabel
 from unipo.sources.partial import COLUMNS
 
@@ -41,7 +42,8 @@ class RolloutSpec:
     replayed ones, drawn from the last `replay_steps` steps (where `--replay` does not say otherwise). `arms`: prompts come
     from categories, of which those are drawn more often that teach more now. `window`: a step writes at most this share of the
     longest answer for each rollout, and what is not finished goes on in the next one (0: whole answers). `begin`: what answers
-    begin with, where they do not begin at their start. `writer`: who writes them (None: the policy).
+    begin with, where they do not begin at their start. `writer`: who writes them (None: the policy). `ask`: what prompts become
+    before they are answered.
     """
 
     group: int = 8
@@ -55,6 +57,7 @@ class RolloutSpec:
     window: float = 0.0
     begin: Beginning = Beginning()
     writer: Writer | None = None
+    ask: Asking = Asking()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.window <= 1.0:
@@ -75,6 +78,11 @@ class RolloutSpec:
         """What its stages add to the columns of rollouts."""
         own = (*(COLUMNS if self.window else ()), *self.begin.columns)
         return frozenset().union(own, *(stage.columns for stage in self.augment))
+
+    @property
+    def rewards(self) -> frozenset[str]:
+        """Single rewards, of several, that its stages read, by name."""
+        return frozenset[str]().union(*(stage.rewards for stage in self.augment))
 
     @property
     def players(self) -> frozenset[str]:
@@ -121,7 +129,8 @@ class ControlSpec:
     `target_policy`: the backup asks a slow copy of the policy. Targets move by `tau` every `target_every` updates.
     `smoothing`: standard deviation and clip of the noise on a smoothed backup's action. `snapshot_every`: the policy is
     copied every so many updates, for the signal `pathwise_reference_logp` (0: it is not). `reduce`: an ensemble's value
-    of the policy's own action: min, first or mean. `recorded`: the method is for recorded data (`--dataset`) only.
+    of the policy's own action: min, first or mean. `recorded`: the method is for recorded data (`--dataset`) only; `compared`:
+    these are pairs of segments. `fixed_std`: the log-std of a Gaussian stays where it starts.
     `batches`: on-policy, so many newest batches are trained on together. `behaviour`: a second policy that acts, made of the
     trained one. `keep_best`: the policy that earned the best mean return of a batch so far is kept, as `reference`.
     `info_columns`: entries of each step's info that the method reads. `settings`: fields of `ControlConfig` that the method
@@ -146,6 +155,8 @@ class ControlSpec:
     snapshot_every: int = 0
     reduce: str = "min"
     recorded: bool = False
+    compared: bool = False
+    fixed_std: bool = False
     explore: Exploration = Exploration()
     batches: int = 1
     behaviour: Behaviour | None = None

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from unipo.functional.quantities import parametric
 from unipo.learner import Learner, LearnerSettings
+from unipo.objectives import Needs
 from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.loading import LoraSettings
 from unipo.recipe import Recipe
@@ -27,7 +28,7 @@ from unipo.training.progress import Progress
 from unipo.training.records import Records
 from unipo.training.rounds import offline_round
 from unipo.training.stored_rows import fixed_rows, replay_of
-from unipo.training.suitable import check_guidance, check_prompts, check_sources, check_tasks
+from unipo.training.suitable import check_guidance, check_prompts, check_rewards, check_sources, check_tasks
 from unipo.training.text import Evaluator, TextData
 from unipo.training.threads import use_threads
 
@@ -45,7 +46,8 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     policy, references = load_players(config, recipe, device)
     check_tasks(config, recipe, problems)
     check_guidance(config, recipe, problems)
-    reward, gold = scorer(problems.reward), scorer(problems.gold)
+    check_rewards(config, recipe, problems)
+    reward, gold = scorer(problems.reward, problems.measured, recipe.rewards), scorer(problems.gold)
     settings = SamplerSettings(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -82,8 +84,9 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         sources["round"] = Rows(made, config.demos_per_step, config.seed)
     greedy = SamplerSettings(temperature=config.eval_temperature, max_tokens=problems.max_tokens, stop=config.stop)
     held_out: Evaluator | PairEvaluator = Evaluator(
-        problems.held_out, Sampler(policy.model, policy.tokenizer, greedy), gold, config.seed, config.eval_samples
-    )
+        [recipe.rollouts.ask.held_out(p) for p in problems.held_out], Sampler(policy.model, policy.tokenizer, greedy), gold,
+        config.seed, config.eval_samples,
+    )  # fmt: skip
     if recipe.judges:
         held_out = judged(fixed, config, recipe.arrange, policy, problems)
     updates = config.steps * recipe.passes * recipe.minibatches
@@ -92,7 +95,8 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     companions = tuple(spec.build(policy, config.seed) for spec in recipe.companions)
-    data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out, companions)
+    data = TextData(config, folder, policy, Mixer(sources), rollouts, replay, held_out, companions,
+                    needs=Needs.of(columns="reference_logp") if config.gold else Needs())  # fmt: skip
     moving = {name: references[name].model for name, s in recipe.snapshots.items() if s.moves and name in references}
     progress = Progress(config.steps, console)
     for note in (note for rows in fixed.values() for note in rows.notes):
@@ -135,7 +139,7 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
         policy.value_head = None
     policy.parametric = parametric(recipe.needs.signals)
     references: dict[str, TokenPolicy] = {}
-    for who in sorted(recipe.others):
+    for who in sorted(recipe.others | ({"reference"} if config.gold else set())):
         moves = who in recipe.snapshots and recipe.snapshots[who].moves
         if lora is not None and (moves or who in recipe.rollouts.players):
             raise ConfigError(

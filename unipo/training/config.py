@@ -138,6 +138,8 @@ class RunConfig(BaseConfig):
     reward: str = ""
     """Rewards, comma-separated, each NAME[*WEIGHT]: a name (math, exact_match), package.module:function or
     file.py:function. Default: the task's own; "math" for datasets."""
+    gold: str = ""
+    """Rewards, written as in --reward, that are measured and never trained on: of rollouts and of held-out answers."""
     on_reward_error: str = "raise"
     """What a failing reward does to the run: raise, or drop (the row is dropped and counted)."""
     reward_timeout: float = 60.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ CORPUS_JUDGE = Prefix(share=0.5)
 class Problems:
     """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one.
 
-    `gold`: what held-out answers are judged by. The reward itself, unless that is a model, which can be exploited: then the
-    task's own, or "math" for a dataset with answers.
+    `gold`: what held-out answers are judged by, and rollouts measured by where it is not what they are trained on: --gold. Without
+    it the reward itself, unless that is a model, which can be exploited: then the task's own, or "math" for a dataset with
+    answers.
     """
 
     train: Prompts | Curriculum | Arms
@@ -40,15 +41,21 @@ class Problems:
     task: Task | None
     max_tokens: int
 
+    @property
+    def measured(self) -> RewardSet | None:
+        """What rollouts are measured by and not trained on, if there is such a thing."""
+        return None if self.gold.functions == self.reward.functions else self.gold
+
 
 def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
     """Prompts (in `arms`, where the method asks for them), held-out prompts and rewards of an embedded task, or of a
     dataset."""
     rewards = [resolve_reward(r) for r in split_rewards(config.reward)]
+    measured = [resolve_reward(r) for r in split_rewards(config.gold)]
     if is_task(config.task):
         task = with_arms(get_task(config.task), config, arms)
         held_out = [TaskPrompts(task, "held_out")[i] for i in range(config.eval_prompts)]
-        gold = list(task.rewards) if learned(rewards) else rewards or list(task.rewards)
+        gold = measured or (list(task.rewards) if learned(rewards) else rewards or list(task.rewards))
         rewards = rewards or list(task.rewards)
         limit = config.max_tokens or task.max_completion_tokens
         return Problems(_staged(config, TaskPrompts(task), arms), held_out, _rewards(rewards, config), _rewards(gold, config),
@@ -62,7 +69,7 @@ def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
     limit = config.max_tokens or DATASET_MAX_TOKENS
     prompts = _staged(config, RowPrompts(train, config.seed), arms)
     checked = learned(rewards) and any(p.columns.get("answer") is not None for p in rows)
-    judge = _rewards([resolve_reward("math")] if checked else rewards, config)
+    judge = _rewards(measured or ([resolve_reward("math")] if checked else rewards), config)
     return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), judge, None, limit)
 
 
@@ -97,15 +104,16 @@ def _rewards(rewards: list[Any], config: RunConfig) -> RewardSet:
     return RewardSet(tuple(rewards), config.on_reward_error, config.reward_timeout)
 
 
-def scorer(rewards: RewardSet) -> Reward:
-    """A `RewardSet` as what sources call."""
+def scorer(rewards: RewardSet, gold: RewardSet | None = None, apart: Collection[str] = ()) -> Reward:
+    """A `RewardSet` as what sources call. `gold`: what is measured beside it. Several rewards are given by name as well; of one
+    alone this is so where it is among those that a method reads `apart`."""
 
     def score(prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Scored:
         total, kept, parts = rewards(prompts, completions, columns)
-        several = parts if len(parts) > 1 else {}
-        return Scored(
-            torch.tensor(total), torch.tensor(kept, dtype=torch.bool), {k: torch.tensor(v) for k, v in several.items()}
-        )
+        several = parts if len(parts) > 1 or apart else {}
+        beside = None if gold is None else torch.tensor(gold(prompts, completions, columns)[0])
+        each = {name: torch.tensor(values) for name, values in several.items()}
+        return Scored(torch.tensor(total), torch.tensor(kept, dtype=torch.bool), each, beside)
 
     return score
 

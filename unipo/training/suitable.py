@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from unipo.policies import TokenPolicy
 from unipo.recipe import Given, Recipe, kinds_of
+from unipo.sources.augment import Augment
+from unipo.sources.beginnings import Beginning
 from unipo.sources.encode import encode_prompt, plain_text
 from unipo.sources.prompts import Prompt, RowPrompts
 from unipo.training.config import ConfigError, RunConfig, UnusableData
@@ -81,12 +83,24 @@ def check_tasks(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
         )
 
 
+def check_rewards(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
+    """Rewards that a method reads one by one must be among those of the run."""
+    given = [name for name, _, _ in problems.reward.functions]
+    lacking = sorted(recipe.rewards - set(given))
+    if lacking:
+        raise ConfigError(
+            f"{config.method!r} reads the reward{'s' * (len(lacking) > 1)} {' and '.join(lacking)} by name, and the run has "
+            f"{', '.join(given)}: name those of the run in the method's settings (unipo show {config.method}), or give --reward "
+            f"{','.join(sorted(recipe.rewards))}"
+        )
+
+
 def check_guidance(config: RunConfig, recipe: Recipe, problems: Problems) -> None:
     """Stages that add rows to groups must find in every prompt what they make them of: told with the first that lacks it."""
     shown: list[Prompt] = []
     for prompts in parts_of(problems.train):
         shown += prompts.rows if isinstance(prompts, RowPrompts) else [prompts[i] for i in range(8)]
-    stages = (recipe.rollouts.begin, *recipe.rollouts.augment)
+    stages: tuple[Augment | Beginning, ...] = (recipe.rollouts.begin, *recipe.rollouts.augment)
     lacking = [what for p in shown for stage in stages if (what := stage.lacks(p))]
     if lacking:
         first = next(p for p in shown if any(stage.lacks(p) for stage in stages))

@@ -71,7 +71,7 @@ class TextData:
     unit: str = "group"
 
     def __post_init__(self) -> None:
-        self._companions_said: dict[str, float] = {}
+        self._said: dict[str, float] = {}
 
     def turn(self, rollouts: RolloutSpec) -> None:
         if self.rollouts is not None:
@@ -95,12 +95,13 @@ class TextData:
     def learned(self, batch: Episodes, step: int) -> None:
         """Fresh rollouts go to the replay, and to `episodes/`; companions learn from the batch."""
         for companion in self.companions:
-            self._companions_said |= companion.learn(batch, step - 1)
+            self._said |= companion.learn(batch, step - 1)
         if self.rollouts is None:
             return
         if self.rollouts.arms is not None:
             self.rollouts.arms.settle()
         fresh = batch.select(batch.category("source", "fresh"))
+        self._said |= divergence_of(fresh)
         if self.replay is not None:
             self.replay.add(_logged(fresh))
         if self.config.save_episodes and len(fresh):
@@ -113,10 +114,10 @@ class TextData:
 
     def metrics(self) -> dict[str, float]:
         if self.rollouts is None:
-            return {**self._companions_said, "tokens_sampled": 0.0}
+            return {**self._said, "tokens_sampled": 0.0}
         dropped = {f"dropped/{k}": float(v) for k, v in self.rollouts.dropped.items() if v}
         sampled = float(self.rollouts.tokens_sampled)
-        return {**self._companions_said, **self.rollouts.metrics, **dropped, "tokens_sampled": sampled}
+        return {**self._said, **self.rollouts.metrics, **dropped, "tokens_sampled": sampled}
 
     def samples(self, batch: Episodes, step: int, n: int = 4) -> Iterator[dict[str, Any]]:
         """The first rows of each source: prompt and completion text, reward, source, truncated."""
@@ -173,6 +174,14 @@ class TextData:
     def close(self) -> None:
         if isinstance(self.rollouts, Ahead):
             self.rollouts.close()
+
+
+def divergence_of(rollouts: Episodes) -> dict[str, float]:
+    """`kl_answer`: log(pi / reference) of whole answers, in nats, mean over fresh rollouts; empty where it is not known."""
+    if not len(rollouts) or not {"behavior_logp", "reference_logp"} <= set(rollouts.columns):
+        return {}
+    apart = rollouts.reduce(rollouts["behavior_logp"] - rollouts["reference_logp"])
+    return {"kl_answer": float(apart.nanmean())}
 
 
 def replayed_groups(rollouts: RolloutSpec, prompts: int) -> int:
