@@ -87,7 +87,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         [recipe.rollouts.ask.held_out(p) for p in problems.held_out], Sampler(policy.model, policy.tokenizer, greedy), gold,
         config.seed, config.eval_samples,
     )  # fmt: skip
-    if recipe.judges:
+    if recipe.judges and "pairs" in fixed:
         held_out = judged(fixed, config, recipe.arrange, policy, problems)
     updates = config.steps * recipe.passes * recipe.minibatches
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"),
