@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ from unipo.sources.environments import ActionSpec, Environments, make_environmen
 from unipo.sources.evaluation import evaluate, filmable
 from unipo.sources.remembering import Mode, Remembering, mode
 from unipo.sources.reward_scaling import RewardScaler
+from unipo.sources.segment_pairs import SegmentPairs
 from unipo.sources.spec import ActionNoise, ControlSpec
 from unipo.sources.transitions import Prioritised, TransitionReplay
 from unipo.training.adapted import Adapted
@@ -106,6 +107,7 @@ class Players:
     snapshot: Any = None
     post: PostDecisionCritic | None = None
     best: Any = None
+    copies: dict[str, Any] = field(default_factory=dict)
 
 
 def build_control(config: ControlConfig, recipe: Recipe, console: Console | None = None) -> Run:
@@ -177,6 +179,8 @@ def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size:
         policy = ControlPolicy(size, distribution(spec, actions), log_std="network" if spec.state_std else "parameter",
                                log_std_init=config.log_std_init, orthogonal=config.orthogonal,
                                masked=actions.masked, **net)  # fmt: skip
+        if spec.fixed_std and policy.log_std is not None:
+            policy.log_std.requires_grad_(False)
     slow_critic = None if critic is None else copy.deepcopy(critic).requires_grad_(False)
     slow_policy = copy.deepcopy(policy).requires_grad_(False) if spec.target_policy else None
     snapshot = copy.deepcopy(policy).requires_grad_(False) if spec.snapshot_every else None
@@ -184,7 +188,8 @@ def make_players(config: ControlConfig, recipe: Recipe, spec: ControlSpec, size:
     if "post_value" in recipe.needs.signals:
         post = PostDecisionCritic(ValueCritic(size, orthogonal=config.orthogonal, **net))
     best = copy.deepcopy(policy).requires_grad_(False) if spec.keep_best else None
-    return Players(policy, value, critic, slow_policy, slow_critic, normaliser, snapshot, post, best)
+    copies = {name: copy.deepcopy(policy).requires_grad_(False) for name in sorted(recipe.snapshots)}
+    return Players(policy, value, critic, slow_policy, slow_critic, normaliser, snapshot, post, best, copies)
 
 
 def distribution(spec: ControlSpec, actions: ActionSpec) -> Distribution:
@@ -236,6 +241,7 @@ def trained_players(recipe: Recipe, spec: ControlSpec, p: Players) -> dict[str, 
 def annotators(spec: ControlSpec, p: Players) -> dict[str, Player]:
     """Who computes the columns old_*, target_*, next_* and reference_*."""
     found: dict[str, Any] = {"old": Joined(*(x for x in (p.policy, p.value, p.critic, p.post) if x is not None))}
+    found |= p.copies
     if p.best is not None:
         found["reference"] = p.best
     if p.slow_critic is not None:
@@ -256,6 +262,7 @@ def modules(p: Players) -> dict[str, nn.Module]:
         "post": p.post,
         "best": p.best,
         "normaliser": p.normaliser,
+        **p.copies,
     }
     return {name: module for name, module in found.items() if module is not None}
 
@@ -293,8 +300,10 @@ def make_data(config: ControlConfig, spec: ControlSpec, environments: Environmen
     slow = [(p.slow_critic, p.critic, spec.tau, spec.target_every), (p.slow_policy, p.policy, spec.tau, spec.target_every),
             (p.snapshot, p.policy, 1.0, spec.snapshot_every)]  # fmt: skip
     targets = tuple(Target(*each) for each in slow if each[0] is not None)
-    replay = None
-    if spec.off_policy:
+    replay: TransitionReplay | SegmentPairs | None = None
+    if spec.compared:
+        replay = SegmentPairs(config.seed)
+    elif spec.off_policy:
         noise = {"noise": (wide,), "next_noise": (wide,), "target_noise": ()} if spec.critic != "none" else {}
         capacity = config.replay_capacity if recorded is None else recorded.count("step")
         priorities = Prioritised(config.prioritized) if config.prioritized else None

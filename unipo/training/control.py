@@ -20,6 +20,7 @@ from unipo.policies.networks import Normaliser
 from unipo.sources.behaviour import Recent
 from unipo.sources.collector import Act, Collector
 from unipo.sources.remembering import Remembering
+from unipo.sources.segment_pairs import SegmentPairs
 from unipo.sources.spec import ControlSpec, EpsilonGreedy, RolloutSpec
 from unipo.sources.transitions import TransitionReplay
 from unipo.statistics import bootstrap_interval
@@ -55,7 +56,7 @@ class EnvironmentData:
     spec: ControlSpec
     policy: Any
     collector: Collector | None
-    replay: TransitionReplay | None
+    replay: TransitionReplay | SegmentPairs | None
     targets: tuple[Target, ...]
     normaliser: Normaliser | None
     run_episodes: Evaluate
@@ -89,6 +90,7 @@ class EnvironmentData:
             self._warm_up()
             yield self._fresh(self.collector, version)
         else:
+            assert isinstance(self.replay, TransitionReplay), "pairs of segments are recorded, not collected"
             yield from self._remembered(self.collector, self.replay, step, version)
 
     def _fresh(self, collector: Collector, version: int) -> Episodes:
@@ -264,7 +266,8 @@ class EnvironmentData:
     def describe(self) -> Iterator[str]:
         c = self.config
         if self.collector is None:
-            yield f"{self.batches_per_step} batches of {c.batch_size} recorded transitions"
+            of = "pairs of segments" if self.spec.compared else "recorded transitions"
+            yield f"{self.batches_per_step} batches of {c.batch_size} {of}"
             return
         yield f"{c.rollout} steps of {c.num_envs} environment(s) = {c.rollout * c.num_envs} steps of the policy"
         if self.replay is not None:

@@ -45,6 +45,11 @@ def recorded_data(config: ControlConfig, spec: ControlSpec, environments: Enviro
             f"{config.task} has {(size,)} and {shape}"
         )
     _check_values(config, episodes, environments.action_spec)
+    if spec.compared and not bool(episodes.category("kind", "pair").all()):
+        raise ConfigError(
+            f"{config.method!r} learns from pairs of segments, and {config.dataset} holds episodes: make pairs of them with "
+            f"`unipo data segments {config.dataset} OUT --expert RUN`"
+        )
     return episodes
 
 
