@@ -143,7 +143,8 @@ CLAIMS = (
         "10 times as fast as a network's and is pretrained on 200 answers a prompt that are not counted. At a target of 0.6 and "
         "with a critic of zeros, tried first, six and then twelve seeds left the part on PPO open: at its rate of 0.2, the "
         "quickest where it works, PPO stops just there, so that whether it ever arrives is luck (to a success of 0.4 it is as "
-        "quick as ReMix). The target of 0.7, which every arm reaches at one rate of the grid, was chosen on seeds 2000 to 2002.",
+        "quick as ReMix). The target of 0.7, which every arm reaches at one rate of the grid, was chosen on seeds 2000 to 2002. "
+        "Ten seeds left the part on GRPO open (-2.16 to -0.976); 16 were run then.",
     ),
     Claim(
         slug="llamarl-aipo",
