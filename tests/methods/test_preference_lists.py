@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.toys import gradient
 from unipo import functional as F
 from unipo.episodes import Episodes
-from unipo.methods.preference_lists import lipo, suboptimal_onpolicy
+from unipo.methods.preference_lists import lipo, reward_augmented_dpo, suboptimal_onpolicy
 from unipo.methods.preferences import dpo
 from unipo.objectives import (
     EpisodeSum,
@@ -32,13 +32,18 @@ from unipo.objectives import (
     SwapGain,
     by_content,
 )
+from unipo.policies import load_policy
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.training import FreshAndReplayed, train
+from unipo.sources.explained import texts_of
+from unipo.sources.goals import GoalPairs, RatingGoal
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.prompts import Prompt
 from unipo.sources.rated import Rated
+from unipo.sources.rows import pair_episodes
 from unipo.sources.spec import Writer
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 BETA = 0.3
@@ -476,3 +481,107 @@ def test_refreshing_is_epochs(loss: str) -> None:
     assert torch.equal(apart.logits, once.logits)
     other, _ = trained(suboptimal_onpolicy(loss=loss, refresh=2), 4)
     assert not torch.equal(apart.logits, other.logits)
+
+
+# ---- goals that are ratings ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class NumberedGoal(RatingGoal):
+    """The goal r of prompt q is prompt q + 2 r."""
+
+    def behind(self, prompt: object, rating: float) -> str:
+        return str(int(str(prompt)) + 2 * round(self.rounded(rating)))
+
+
+GOAL = NumberedGoal()
+
+
+def rated_pairs(ratings: Sequence[Sequence[float]]) -> Episodes:
+    """A pair of answers (0, 1) or more to prompt 0 for each of `ratings`."""
+    answers = [[str(i) for i in range(len(r))] for r in ratings]
+    return pair_episodes(
+        NumberTokenizer(), ["0"] * len(ratings), [a[:1] for a in answers], [a[1:] for a in answers], ratings
+    )
+
+
+def goals_of(rows: Episodes, goal: RatingGoal = GOAL) -> Episodes:
+    return GoalPairs(goal)(rows, NumberTokenizer())
+
+
+def test_both_answers_are_chosen_once() -> None:
+    """(x | 9): the 9 over the 8; (x | 8): the 8 over the 9; chosen and rejected are exchanged, not only the goal."""
+    made = goals_of(rated_pairs([[9.0, 8.0]]))
+    assert made["token"].tolist() == [0, 1, 1, 0]
+    assert made["chosen"].tolist() == [True, False, True, False]
+    assert made.context().values.tolist() == [18, 18, 16, 16]
+    assert made["rating"].tolist() == [9.0, 8.0, 8.0, 9.0]
+    assert made.lengths("group", "episode").tolist() == [2, 2]
+    lists = goals_of(rated_pairs([[7.0, 2.0, 4.0]]))
+    assert lists.count("group") == 6
+    wanted = torch.div(lists.context().values, 2, rounding_mode="floor")
+    assert wanted[::2].tolist() == lists["rating"][::2].tolist(), "the chosen answer is what the goal asks for"
+
+
+def test_equal_ratings_cancel_and_are_dropped() -> None:
+    assert goals_of(rated_pairs([[9.2, 8.8], [9.0, 3.0]])).count("group") == 2
+    fine = goals_of(rated_pairs([[9.2, 8.8]]), NumberedGoal(step=0.1))
+    assert fine.count("group") == 2
+    same_goal = goals_of(rated_pairs([[9.2, 8.8]]), NumberedGoal(step=0.1)).with_context("score", [[18]] * 4)
+    logp = law(0, 2)[same_goal["token"]]
+    batch = same_goal.with_columns("step", reference_logp=law(1, 2)[same_goal["token"]])
+    found = gradient(dpo(beta=1.0).objective, batch, logp)
+    margin = float((logp - batch["reference_logp"])[0] - (logp - batch["reference_logp"])[1])
+    per_answer = number([found[0] + found[3], found[1] + found[2]])
+    pull = (1 / (1 + math.exp(-margin)) - 1 / (1 + math.exp(margin))) / 2
+    same(per_answer, number([pull, -pull]))
+
+
+def test_a_goal_blind_policy_learns_nothing() -> None:
+    """One prompt for every goal: the mean over both copies is cDPO with label smoothing 1/2, least at 0, where it is flat."""
+    rows = goals_of(rated_pairs([[9.0, 8.0], [3.0, 5.0], [2.0, 1.0]]))
+    plain = rated_pairs([[9.0, 8.0], [5.0, 3.0], [2.0, 1.0]])
+    flat, logp = law(4, 2), law(0, 2)
+    one, two = (b.with_columns("step", reference_logp=flat[b["token"]]) for b in (rows, plain))
+    made, half = reward_augmented_dpo(beta=0.7).objective, dpo(beta=0.7, label_smoothing=0.5).objective
+    same(made(one, {"logp": logp[one["token"]]}), half(two, {"logp": logp[two["token"]]}))
+    slope = torch.zeros(2).double().index_add(0, one["token"], gradient(made, one, logp[one["token"]]))
+    other = torch.zeros(2).double().index_add(0, two["token"], gradient(half, two, logp[two["token"]]))
+    same(slope.abs(), other.abs())
+    level = gradient(made, one, flat[one["token"]])
+    same(torch.zeros(2).double().index_add(0, one["token"], level), torch.zeros(2).double())
+
+
+def test_first_copies_of_one_goal_are_dpo() -> None:
+    rows = goals_of(rated_pairs([[9.0, 8.0], [7.0, 4.0]]))
+    first = rows.select(torch.tensor([0, 2]), "group").with_context("score", [[0]] * 4)
+    policy, reference = table(law(0, 2)), table(law(1, 2))
+    plain = rated_pairs([[9.0, 8.0], [7.0, 4.0]])
+    found = []
+    for batch in (first, plain):
+        with torch.no_grad():
+            logp, other = (p.signals(batch, ["logp"])["logp"] for p in (policy, reference))
+        made = reward_augmented_dpo(beta=0.3).objective
+        found.append(gradient(made, batch.with_columns("step", reference_logp=other), logp))
+    same(found[0], found[1])
+
+
+def test_goals_in_text() -> None:
+    """The goal stands in front of the prompt, in pairs and in evaluations; logged log-probs of the bare prompt are dropped."""
+    policy = load_policy("unipo/tasks/tiny")
+    rows = pair_episodes(policy.tokenizer, ["2+3="], ["5"], ["6"], [[9.0, 2.0]])
+    rows = rows.with_columns("step", reference_logp=torch.zeros(rows.count("step")))
+    recipe = reward_augmented_dpo(goal="Score {rating:g}: ", best=8.0)
+    made = recipe.arrange[0](rows, policy.tokenizer)
+    texts = [policy.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in texts_of(made, "prompt")]
+    assert [t.replace(" ", "") for t in texts] == ["Score9:2+3="] * 2 + ["Score2:2+3="] * 2
+    assert "reference_logp" not in made
+    asked = recipe.rollouts.ask.held_out(Prompt(id=1, text="2+3="))
+    assert asked.text == "Score 8: 2+3="
+    chat = recipe.rollouts.ask.held_out(Prompt(id=1, text=[{"role": "user", "content": "2+3="}]))
+    assert chat.text[0] == {"role": "system", "content": "Score 8:"}
+
+
+def test_pairs_without_ratings_are_told() -> None:
+    with pytest.raises(ValueError, match="1 of 1 pairs have no ratings"):
+        goals_of(rated_pairs([[9.0, 8.0]]).without("rating"))
+    with pytest.raises(ValueError, match=r"expected a text with \{rating\} in it"):
+        reward_augmented_dpo(goal="best")

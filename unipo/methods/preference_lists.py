@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unipo.methods.method import Method, choice
+from unipo.methods.preferences import dpo
 from unipo.objectives import (
     Advantage,
     AdvantageWeight,
@@ -41,6 +42,7 @@ from unipo.objectives import (
     pairs,
 )
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
+from unipo.sources.goals import GoalAsked, GoalPairs, RatingGoal
 from unipo.sources.preferences import Compared, FarApart, Judge, Opponents, Paired, ScoreJudge, judge_of
 from unipo.sources.rated import Rated
 from unipo.sources.spec import Writer
@@ -76,6 +78,27 @@ def lipo(*, beta: float = 0.05, loss: str = "lambda", labels: str = "wins", base
     )  # fmt: skip
     spec = RolloutSpec(group=group, augment=rated if own else ())
     return Recipe(objective=objective, rollouts=spec, epochs=epochs, minibatches=minibatches)
+
+
+SCORE = "Overall score: {rating:g}\n"
+
+
+# ---- pairs whose answers are both right, each where it is asked for ---------------------------------------------------
+def reward_augmented_dpo(*, beta: float = 0.01, label_smoothing: float = 0.0, goal: str | RatingGoal = SCORE,
+                         best: float = 10.0, step: float = 1.0) -> Recipe:  # fmt: skip
+    """Reward-augmented preference data (arXiv 2410.08067): behind the goal r the answer that is rated r is preferred.
+
+        (x | r):   y over y'         (x | r'):  y' over y             for every pair y, y' with ratings r > r'
+        L = mean over both copies of  - log sigmoid( beta log(pi / ref)(chosen) - beta log(pi / ref)(rejected) )
+
+    `goal`: the text in front of every prompt, the reference's too; at evaluation the rating `best` is asked for. Ratings are
+    rounded to multiples of `step`. Any other pairwise loss learns of the same pairs with `.but(arrange=..., ask=...)`. Departs
+    from the paper: the goal stands in front of a plain prompt and not in a system message.
+    """
+    said = goal if isinstance(goal, RatingGoal) else RatingGoal(goal, step)
+    return dpo(beta=beta, label_smoothing=label_smoothing).but(
+        arrange=(GoalPairs(said),), rollouts=RolloutSpec(ask=GoalAsked(best, said))
+    )
 
 
 # ---- own answers, and what is pushed away ----------------------------------------------------------------------------
@@ -132,6 +155,18 @@ METHODS = (
             "test_list_mle_of_two_is_dpo", "test_hinge_of_two_is_slic", "test_shifts_and_sums_of_advantages",
             "test_equal_labels_contribute_nothing", "test_lists_match_a_second_derivation", "test_advantages_of_the_card",
             "test_win_shares_by_hand",
+        ),
+    ),
+    Method(
+        slug="reward-augmented-dpo", build=reward_augmented_dpo, row=5, family="preference", paper="arXiv 2410.08067",
+        title="Reward-Augmented Data Enhances Direct Preference Alignment of LLMs",
+        equation="L = mean of -log sigmoid(h(chosen) - h(rejected)) over (x | r): y > y' and (x | r'): y' > y\n"
+                 "h = beta log(pi / ref), both of them behind the goal",
+        claim="asked for the best rating, a policy of goal-conditioned pairs earns more than DPO's, which unlearns good answers "
+              "that lost and learns bad ones that won",
+        identity_tests=_tests(
+            "test_a_goal_blind_policy_learns_nothing", "test_equal_ratings_cancel_and_are_dropped",
+            "test_first_copies_of_one_goal_are_dpo", "test_both_answers_are_chosen_once",
         ),
     ),
     Method(
