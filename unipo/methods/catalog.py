@@ -31,6 +31,7 @@ from unipo.methods import (
     offline_control,
     on_policy_control,
     policy_gradients,
+    preference_data,
     preference_games,
     preference_lists,
     preferences,
@@ -52,6 +53,7 @@ from unipo.recipe import Given, Recipe
 PAGES = (
     policy_gradients,
     preferences,
+    preference_data,
     preference_games,
     preference_lists,
     reward_models,
@@ -77,7 +79,7 @@ PAGES = (
 )
 METHODS: tuple[Method, ...] = tuple(method for page in PAGES for method in page.METHODS)
 BY_SLUG = {m.slug: m for m in METHODS}
-STUDY_PAGES: tuple[Any, ...] = (tabular_theory, estimation_theory, preference_games)
+STUDY_PAGES: tuple[Any, ...] = (tabular_theory, estimation_theory, preference_games, preference_data)
 STUDIES: Mapping[str, Study] = {study.slug: study for page in STUDY_PAGES for study in page.STUDIES}
 
 
