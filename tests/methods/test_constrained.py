@@ -9,7 +9,7 @@ import torch
 
 from tests.toys import gradient, rollouts_of
 from unipo.episodes import Episodes
-from unipo.methods.constrained import VARIANTS, constrained_rlhf, levels_of
+from unipo.methods.constrained import VARIANTS, constrained_rlhf, dpa, levels_of
 from unipo.objectives import (
     BatchStd,
     ClipMask,
@@ -25,8 +25,14 @@ from unipo.objectives import (
     Whitened,
     with_settings,
 )
-from unipo.reproduce.constrained import Proxies, learned
+from unipo.policies.tabular import TabularPolicy
+from unipo.reproduce.constrained import ANGLES, Numbered, Proxies, hypervolume, learned
+from unipo.sources.augment import Drawn
 from unipo.sources.controllers import Below, Lagrangian
+from unipo.sources.directions import Along, Directed, weights_at
+from unipo.sources.prompts import Prompt
+from unipo.sources.tabular import tabular_rollouts
+from unipo.tasks.tabular import TabularTask
 
 TWO = {"first": 0.5, "second": 0.4}
 A, B = "multiplier/first", "multiplier/second"
@@ -177,3 +183,119 @@ def test_searched_thresholds_are_knobs_of_their_constraints() -> None:
     assert isinstance(constraint, Lagrangian)
     assert constraint.target == 0.33
     assert [c.knob for c in recipe.controllers] == [A, B, "threshold/first", "threshold/second"]
+
+
+# ---- directions --------------------------------------------------------------------------------------------------------
+def test_the_first_direction_is_best_of_n() -> None:
+    """v = e1: the coefficients are those of likelihood on the best answer by the first reward, the first of equal ones."""
+    e, logp = batch()
+    e = e.with_columns("episode", **{"reward.length": torch.rand(len(e)).double()})
+    found = gradient(dpa().objective, directions(e, 0.0, names=("first", "length")), logp)
+    best = torch.tensor([True, False, False, False, False, True, False, False, False, False, True, False])
+    steps = e.expand(best)
+    assert torch.equal(found != 0, steps)
+    assert found[steps].tolist() == pytest.approx([-1.0 / int(steps.sum())] * int(steps.sum()))
+
+
+def directions(e: Episodes, angle: float, names: tuple[str, str], scales: tuple[float, float] = (1.0, 1.0)) -> Episodes:
+    """The groups after `Along`, all with one direction."""
+    prompts = {int(i): Directed().at(Prompt(id=int(i), text="?"), angle) for i in e["prompt_id"].unique()}
+    return Along(names, scales)(e, Drawn(prompts, None, 0, 0, 0))  # type: ignore[arg-type]
+
+
+def test_one_answer_has_no_drift() -> None:
+    """Groups of one: the expected gradient of its likelihood is 0, by enumeration."""
+    task = TabularTask(2, 3, 2, lambda prompt, words: float(words[0]))
+    policy = TabularPolicy.random(2, 2, 3, seed=1)
+    every = task.episodes()
+    alone = every.grouped(torch.arange(len(every)))
+    probability = task.log_probability(policy).exp().detach().flatten()
+    signals = policy.signals(alone, ["logp"])
+    loss = dpa().objective.loss(alone, signals).value
+    each = alone.reduce(-signals["logp"])
+    assert float(loss.detach()) == pytest.approx(float(each.detach().mean() / 2.0)), (
+        "every answer is the best of its group"
+    )
+    drift = torch.autograd.grad((probability * each).sum(), policy.logits)[0]
+    assert float(drift.abs().max()) < 1e-15
+
+
+def test_scales_and_constants_of_directions() -> None:
+    e, logp = batch()
+    two = ("first", "second")
+    own = gradient(dpa().objective, directions(e, -30.0, two), logp)
+    longer = gradient(dpa().objective, directions(e, -30.0, two, (7.0, 7.0)), logp)
+    moved = e.with_columns("episode", **{"reward.second": e["reward.second"] + 3.0})
+    assert torch.equal(own, longer)
+    assert torch.equal(own, gradient(dpa().objective, directions(moved, -30.0, two), logp))
+    assert not torch.equal(own, gradient(dpa().objective, directions(e, -30.0, two, (1.0, 40.0)), logp))
+    by_hand = math.floor(0.5 + 100 * math.cos(math.pi / 6)) / 100 * e["reward.first"] - 0.5 * e["reward.second"]
+    assert torch.allclose(directions(e, -30.0, two)["reward"], by_hand)
+
+
+def test_directions_are_read_back_from_their_integers() -> None:
+    for angle in torch.linspace(-45, 0, 181).tolist():
+        first, second = weights_at(angle)
+        assert math.degrees(math.atan2(second, first)) == pytest.approx(angle, abs=0.5)
+        assert first >= 71
+        assert second <= 0
+    asked = Directed(("near", "length"))
+    prompt = Prompt(id=7, text="3+4=")
+    assert asked.held_out(prompt).text == "[100,0] 3+4="
+    drawn = [asked(prompt, 0, step) for step in range(200)]
+    angles = [math.degrees(math.atan2(*reversed(p.columns["direction"]))) for p in drawn]
+    assert min(angles) == pytest.approx(-45, abs=2)
+    assert max(angles) == pytest.approx(0, abs=2)
+    assert asked(prompt, 0, 3) == asked(prompt, 0, 3) != asked(prompt, 1, 3)
+    chat = asked.at(Prompt(id=1, text=[{"role": "user", "content": "hi"}]), -30.0).text
+    assert isinstance(chat, list)
+    assert "near*87 + length*-50" in chat[0]["content"]
+    assert chat[1:] == [{"role": "user", "content": "hi"}]
+    assert {Directed(angles=(-10.0, -20.0))(prompt, 0, s).text for s in range(20)} == {"[98,-17] 3+4=", "[94,-34] 3+4="}
+
+
+def test_best_of_n_stays_near() -> None:
+    """KL(best of n || pi) <= log n - (n - 1) / n, by enumeration."""
+    logp = torch.randn(6, generator=torch.Generator().manual_seed(2), dtype=torch.float64).log_softmax(0)
+    for n in (1, 2, 5, 16):
+        top = logp.exp().cumsum(0) ** n
+        best = torch.cat([top[:1], top.diff()])
+        kl = float((best * (best.log() - logp)).sum())
+        assert kl <= math.log(n) - (n - 1) / n + 1e-12
+        assert (kl == pytest.approx(0.0)) == (n == 1)
+
+
+def test_directions_in_a_run_of_rollouts() -> None:
+    """Two prompts and two directions: each group is rewarded along the direction that its context shows."""
+    task = TabularTask(2, 3, 1, lambda prompt, words: 0.0)
+    policy = TabularPolicy.random(2 * len(ANGLES), 1, 3)
+    parts = {"help": lambda prompt, words: float(words[0]), "length": lambda prompt, words: 1.0 + prompt}
+    recipe = dpa(rewards="help=1,length=2", group=4).but(ask=Numbered(("help", "length"), angles=ANGLES[:2]))
+    drawn = tabular_rollouts(task, policy, recipe.rollouts, 0, parts=parts).draw(0, 0)
+    context = drawn.context().values.tolist()
+    for i in range(len(drawn)):
+        prompt, direction = divmod(context[i], len(ANGLES))
+        v = [w / 100 for w in weights_at(ANGLES[direction])]
+        assert int(drawn["prompt_id"][i]) == prompt
+        expected = v[0] * float(drawn["reward.help"][i]) + v[1] * 2.0 * (1.0 + prompt)
+        assert float(drawn["reward"][i]) == pytest.approx(expected)
+    pairs = tabular_rollouts(task, policy, dpa(rewards="help=1,length=2", group=8, learner="dpo").but(
+        ask=Numbered(("help", "length"), angles=ANGLES[:2])).rollouts, 0, parts=parts).draw(0, 0)  # fmt: skip
+    better, worse = pairs["reward"][pairs["chosen"]], pairs["reward"][~pairs["chosen"]]
+    assert bool((better > worse).all())
+    assert dpa(learner="dpo").kinds == ("pair",)
+
+
+def test_two_rewards_are_named() -> None:
+    assert dpa(rewards="near=1,length=0.1").rewards == {"near", "length"}
+    with pytest.raises(ValueError, match="expected two"):
+        dpa(rewards="near=1")
+    with pytest.raises(ValueError, match="expected one of sft, dpo"):
+        dpa(learner="ppo")
+
+
+def test_a_hypervolume_by_hand() -> None:
+    """Points (help, length): 0.5 (1 - 0.2) + (0.8 - 0.5) (1 - 0.6); a point that is worse in both adds nothing."""
+    assert hypervolume([(0.8, 0.6), (0.5, 0.2)]) == pytest.approx(0.4 + 0.12)
+    assert hypervolume([(0.8, 0.6), (0.5, 0.2), (0.4, 0.3), (0.7, 0.9)]) == pytest.approx(0.4 + 0.12)
+    assert hypervolume([]) == 0.0

@@ -16,21 +16,30 @@ from unipo.methods.method import Method, choice
 from unipo.objectives import (
     Advantage,
     BatchStd,
+    BestOfGroup,
     ClipMask,
     GroupMean,
     Knob,
+    Likelihood,
+    LogRatioScore,
     LogRatioToGo,
     Normalised,
+    Objective,
     Outcome,
+    Pairwise,
     Plus,
     PolicyGradient,
     Times,
     TokenMean,
     TokenRatio,
     Whitened,
+    own_pairs,
+    rollouts,
 )
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.controllers import Below, Controller, Lagrangian
+from unipo.sources.directions import Along, Directed
+from unipo.sources.preferences import Extremes, Paired, ScoreJudge
 from unipo.sources.searching import SimplexSearch
 
 Levels = float | str | Mapping[str, float]
@@ -144,6 +153,35 @@ def _searches(levels: Mapping[str, float], highest: Levels, score: str) -> tuple
     )
 
 
+def dpa(*, rewards: Levels = "near=1,length=0.1", learner: str = "sft", group: int = 16, low: float = -45.0, high: float = 0.0,
+        rounds: int = 4, beta: float = 0.1, epochs: int = 1, minibatches: int = 1) -> Recipe:  # fmt: skip
+    """Directional preference alignment (arXiv 2402.18571): one policy that is told how its rewards are weighed.
+
+        v = (cos a, sin a), a ~ U[low, high] degrees, in the prompt            y* = argmax over the group of v . r
+        sft:  L = - TOK( log pi(y* | x, v) )
+        dpo:  L = - log sigmoid( h(y*) - h(argmin v . r) )                     h = beta log(pi / pi_t)
+
+    `rewards`: the two by name with their scales, which should make them comparable; the first has weight cos a, the second
+    sin a (below 0: there should be less of it). Groups of the last `rounds` - 1 steps are learned from again. Evaluations ask for
+    the angle 0. Departs from the paper: every step is a round and goes on from the policy (the paper: four large ones, SFT from
+    the base); directions as text before plain prompts; the DPO variant is ours.
+    """
+    scales = levels_of(rewards)
+    if len(scales) != 2:
+        raise ValueError(f"rewards are {rewards!r}: expected two, NAME=SCALE,NAME=SCALE")
+    names = (first, second) = tuple(scales)
+    along = Along(names, tuple(scales.values()))
+    pairing = (Paired(ScoreJudge(0.0), Extremes("reward")),) if learner == "dpo" else ()
+    learners: Mapping[str, Objective] = {
+        "sft": Likelihood(counted=BestOfGroup(), rows=rollouts),
+        "dpo": Pairwise(score=LogRatioScore(beta, "old"), rows=own_pairs),
+    }
+    share = (rounds - 1) / rounds
+    spec = RolloutSpec(group=group, ask=Directed((first, second), low, high), augment=(along, *pairing), replay=share,
+                       replay_steps=max(rounds - 1, 1))  # fmt: skip
+    return Recipe(objective=choice(learners, "learner", learner), rollouts=spec, epochs=epochs, minibatches=minibatches)
+
+
 _TESTS = "tests/methods/test_constrained.py::"
 METHODS = (
     Method(
@@ -160,6 +198,20 @@ METHODS = (
         )) + tuple("tests/sources/test_searching.py::" + name for name in (
             "test_nelder_mead_finds_the_top",
             "test_a_search_in_a_run_finds_the_threshold",
+        )),
+    ),
+    Method(
+        slug="dpa", build=dpa, row=93, family="multi-objective", title="Directional Preference Alignment",
+        paper="Wang et al., Arithmetic Control of LLMs for Diverse User Preferences, arXiv 2402.18571, 2024",
+        equation="v = (cos a, sin a) in the prompt, a ~ U[-45, 0] degrees\n"
+                 "L = - TOK( log pi(y* | x, v) ),  y* = argmax_group v . r",
+        claim="One policy that is told a direction reaches a front of two rewards that policies with fixed weights do not.",
+        identity_tests=tuple(_TESTS + name for name in (
+            "test_the_first_direction_is_best_of_n",
+            "test_one_answer_has_no_drift",
+            "test_scales_and_constants_of_directions",
+            "test_directions_are_read_back_from_their_integers",
+            "test_best_of_n_stays_near",
         )),
     ),
 )  # fmt: skip

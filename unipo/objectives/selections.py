@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from unipo import functional as F
-from unipo.episodes import Episodes
-from unipo.objectives.base import Knob, Needs, Signals, number
+from unipo.episodes import Episodes, segment_reduce
+from unipo.objectives.advantages import Outcome
+from unipo.objectives.base import Knob, Needs, Part, Signals, number
 from unipo.objectives.masks import AdvantageMask
 
-__all__ = ["LargestScores", "MostVaried"]
+__all__ = ["BestOfGroup", "LargestScores", "MostVaried"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,19 @@ class LargestScores(AdvantageMask):
         kept = torch.zeros_like(offered)
         kept[pool[F.largest(score[pool], F.share_of(len(pool), number(self.share)))]] = True
         return kept
+
+
+@dataclass(frozen=True)
+class BestOfGroup(AdvantageMask):
+    """Steps of the best answer of each group by `outcome`, the first of equal ones: rejection sampling, best of n."""
+
+    along_episodes: ClassVar[bool] = True
+
+    outcome: Part = Outcome()
+
+    def of(self, advantage: Tensor, episodes: Episodes, signals: Signals) -> Tensor:
+        values, index, n = self.outcome(episodes, signals), episodes.index("group", "episode"), episodes.count("group")
+        top = values == segment_reduce(values, index, n, "max")[index]
+        place = torch.arange(len(episodes), device=values.device)
+        first = segment_reduce(torch.where(top, -place, -len(episodes)), index, n, "max")
+        return episodes.expand(place == -first[index])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from math import cos, exp, radians, sin
 from operator import getitem
 
 import torch
 from torch import Tensor
 
-from unipo.methods.constrained import constrained_rlhf
+from unipo.methods.constrained import constrained_rlhf, dpa
 from unipo.methods.policy_gradients import grpo
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
+from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.training import FreshAndReplayed, copy_of, train
+from unipo.sources.directions import Directed, weights_at
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.prompts import Prompt
 from unipo.sources.tabular import Answered, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
@@ -156,4 +160,164 @@ CONSTRAINED = Claim(
     "reference, so that a multiplier which only integrates, as the paper's, swings about its threshold (shown, as PPO-SAT is).",
 )
 
-CLAIMS = (CONSTRAINED,)
+# ---- directions --------------------------------------------------------------------------------------------------------
+ANGLES = (-45.0, -35.0, -25.0, -15.0, -5.0)
+"""Directions, in degrees, that a front is made of."""
+ROWS, LONGEST, CHOICES, STOP = 4, 5, 4, 3
+"""Prompts; words of the longest answer; words, of which the last ends it."""
+REWARDS = {"help": 1.0, "length": 1.0}
+
+
+@dataclass(frozen=True)
+class Helpful:
+    """Answers that are the more helpful the longer they are, by less and less: help = 1 - exp(-sum of its words' worth).
+
+    A word is worth 0 to 1.5, by prompt and place; the one that stops nothing. length: the share of the longest answer.
+    """
+
+    seed: int
+
+    @cached_property
+    def worth(self) -> list[list[list[float]]]:
+        """[P, L, V]"""
+        drawn = 1.5 * keyed_generator(self.seed, "worth").random((ROWS, LONGEST, CHOICES))
+        drawn[:, :, STOP] = 0.0
+        return drawn.tolist()  # type: ignore[no-any-return]
+
+    def help(self, prompt: int, words: tuple[int, ...]) -> float:
+        return 1.0 - exp(-sum(self.worth[prompt][i][w] for i, w in enumerate(words)))
+
+    def length(self, prompt: int, words: tuple[int, ...]) -> float:
+        return sum(w != STOP for w in words) / LONGEST
+
+    @cached_property
+    def task(self) -> TabularTask:
+        return TabularTask(ROWS, CHOICES, LONGEST, self.help, end=STOP)
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        """[2, P, S] of all sequences."""
+        each = [[[r(q, w) for w in self.task.sequences] for q in range(ROWS)] for r in (self.help, self.length)]
+        return torch.tensor(each, dtype=torch.float64)
+
+    def means(self, logits: Tensor) -> tuple[float, float]:
+        """Expected help and length of a table of logits [P, L, V + 1, V], mean over prompts."""
+        with torch.no_grad():
+            probability = self.task.log_probability(TabularPolicy(logits)).exp()
+        help_, length = ((probability * r).sum(1).mean() for r in self.rewards)
+        return float(help_), float(length)
+
+    def best(self, angle: float) -> tuple[float, float]:
+        """Help and length of the best answers in a direction, mean over prompts."""
+        a = radians(angle)
+        at = (cos(a) * self.rewards[0] + sin(a) * self.rewards[1]).argmax(1, keepdim=True)
+        found = self.rewards.gather(2, at.expand(2, -1, -1)).mean((1, 2))
+        return float(found[0]), float(found[1])
+
+
+class Conditioned(NetworkPolicy):
+    """A `NetworkPolicy` whose prompt is (prompt, direction): row prompt * directions + direction, shown as a onehot of the prompt
+    and the direction's weights, so that what is learned for one direction moves those beside it."""
+
+    def __init__(self, task: TabularTask, seed: int, directions: int = len(ANGLES)) -> None:
+        super().__init__(replace(task, prompts=task.prompts * directions), seed, width=48)
+        row = torch.arange(task.prompts * directions)
+        angle = torch.tensor([radians(a) for a in ANGLES], dtype=torch.float64)[row % directions]
+        where = torch.nn.functional.one_hot(row // directions, task.prompts).double()
+        shown = torch.cat([where, 3.0 * torch.stack([angle.cos() - 0.9, angle.sin() + 0.4], 1)], 1)
+        places = self.get_buffer("states")[:, len(row) :]
+        prompts = shown.repeat_interleave(len(places) // len(row), 0)
+        self.register_buffer("states", torch.cat([prompts, places], 1))
+        self.inward = torch.nn.Parameter(self.inward.detach()[len(row) - prompts.shape[1] :])
+
+
+@dataclass(frozen=True)
+class Numbered(Directed):
+    """Directions of prompts that are numbers: prompt * directions + direction."""
+
+    def written(self, prompt: Prompt, weights: tuple[int, int]) -> str:
+        number = [weights_at(a) for a in ANGLES].index(weights)
+        return str(prompt.id * len(ANGLES) + number)
+
+
+def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+    """Area of what is no better than one of the points (help, length), between help 0 and length 1."""
+    total, help_ = 0.0, 0.0
+    for gained, length in sorted(points, key=lambda point: (point[1], -point[0])):
+        total += max(gained - help_, 0.0) * (1.0 - length)
+        help_ = max(help_, gained)
+    return total
+
+
+def directed(angles: Sequence[float], learner: str, group: int) -> Recipe:
+    """The method with directions from `angles` alone, of prompts that are numbers."""
+    recipe = dpa(rewards=REWARDS, learner=learner, group=group, beta=0.3)
+    return recipe.but(ask=Numbered(("help", "length"), angles=tuple(angles)))
+
+
+def front(recipe: Recipe, problem: Helpful, rate: float, seed: int, steps: int) -> list[tuple[float, float]]:
+    """Train, and the means in each of the directions."""
+    policy = Conditioned(problem.task, seed)
+    source = tabular_rollouts(problem.task, policy, recipe.rollouts, seed,
+                              parts={"help": problem.help, "length": problem.length})  # fmt: skip
+    train((recipe,), policy, FreshAndReplayed(source, seed), steps=steps, rate=rate)
+    return [problem.means(policy.logits[i :: len(ANGLES)]) for i in range(len(ANGLES))]
+
+
+def directed_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    problem, group = Helpful(seed), 16
+    if arm == "fixed weights":
+        runs = (front(directed([a], "sft", group), problem, rate, seed, max(1, steps // len(ANGLES))) for a in ANGLES)
+        found = [means[i] for i, means in enumerate(runs)]
+    elif arm == "no direction":
+        means = front(directed([ANGLES[2]], "sft", group), problem, rate, seed, steps)
+        found = [means[2]] * len(ANGLES)
+    else:
+        found = front(directed(ANGLES, arm.split()[-1], group), problem, rate, seed, steps)
+    best = hypervolume([problem.best(a) for a in ANGLES])
+    worth = [cos(radians(a)) * h + sin(radians(a)) * n for a, (h, n) in zip(ANGLES, found, strict=True)]
+    return {
+        "hypervolume": hypervolume(found) / best,
+        "v . r": sum(worth) / len(worth),
+        "help rises": _rising([h for h, _ in found]),
+        "length rises": _rising([n for _, n in found]),
+    }
+
+
+def _rising(values: Sequence[float]) -> float:
+    """The rank correlation with the place."""
+    ranks = torch.tensor(values).argsort().argsort().double()
+    place = torch.arange(len(values)).double()
+    return 1.0 - 6.0 * float((ranks - place).square().sum()) / (len(values) * (len(values) ** 2 - 1))
+
+
+DPA = Claim(
+    slug="dpa",
+    statement="One policy that reads its direction traces the front of two conflicting rewards: each reward rises with its "
+    "weight, and at equal samples it follows the directions better than a policy for each of them.",
+    arms={
+        "dpa": "dpa sft",
+        "dpa, by pairs": "dpa dpo",
+        "fixed weights": "fixed weights",
+        "no direction": "no direction",
+    },
+    trial=directed_trial,
+    steps=40,
+    tune="v . r",
+    grid=(0.01, 0.03),
+    expectations=(
+        Expectation(arm="dpa", metric="v . r", than="fixed weights", least=0.0),
+        Expectation(arm="dpa", metric="hypervolume", than="fixed weights", least=-0.05),
+        Expectation(arm="dpa", metric="hypervolume", than="no direction", least=0.0),
+        Expectation(arm="dpa", metric="help rises", least=0.8),
+        Expectation(arm="dpa", metric="length rises", least=0.8),
+    ),
+    note="Four prompts, answers of up to five words; help = 1 - exp(-worth of the words), length is what it costs; five "
+    "directions from -45 to -5 degrees, shown to a network of 48 units as their two weights. 40 steps of 4 x 16 answers in all: fixed "
+    "weights are five such policies, each with its direction alone and a fifth of the steps (best of 16, as the method); no "
+    "direction is one policy with the middle one. Exact expectations. hypervolume: of the five policies, over that of the best "
+    "answers in each direction; it also counts points that happen to lie apart, which v . r, the mean over the directions of "
+    "what each asks for, does not. help rises, length rises: rank correlation with the angle.",
+)
+
+CLAIMS = (CONSTRAINED, DPA)

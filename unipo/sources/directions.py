@@ -11,6 +11,7 @@ import torch
 
 from unipo.episodes import Episodes
 from unipo.sources.augment import Augment, Drawn
+from unipo.sources.encode import Message
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
 
@@ -62,14 +63,13 @@ class Directed(Asking):
         weights = tuple(w / 100 for w in whole)
         return replace(prompt, text=self.written(prompt, whole), columns={**prompt.columns, WEIGHTS: weights})
 
-    def written(self, prompt: Prompt, weights: tuple[int, int]) -> object:
+    def written(self, prompt: Prompt, weights: tuple[int, int]) -> str | Sequence[Message]:
         """The prompt's text with the weights."""
         if isinstance(prompt.text, str):
             return f"[{weights[0]},{weights[1]}] {prompt.text}"
         rating = " + ".join(f"{name}*{w}" for name, w in zip(self.names, weights, strict=True))
         said = f"You are a helpful assistant. Your response should maximize weighted rating = {rating}."
-        first: dict[str, object] = {"role": "system", "content": said}
-        return [first, *prompt.text]
+        return [{"role": "system", "content": said}, *prompt.text]
 
 
 def weights_at(angle: float) -> tuple[int, int]:
@@ -97,5 +97,7 @@ class Along(Augment):
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         asked: Sequence[Sequence[float]] = [prompt.columns[WEIGHTS] for prompt in drawn.prompt_of(groups)]
         weights = torch.tensor(asked, dtype=torch.float64)[groups.index("group", "episode")]
-        each = torch.stack([s * groups[f"reward.{n}"].double() for n, s in zip(self.names, self.scales, strict=True)], 1)
+        each = torch.stack(
+            [s * groups[f"reward.{n}"].double() for n, s in zip(self.names, self.scales, strict=True)], 1
+        )
         return groups.with_columns("episode", reward=(weights * each).nansum(1))

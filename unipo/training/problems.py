@@ -29,9 +29,9 @@ CORPUS_JUDGE = Prefix(share=0.5)
 class Problems:
     """What is trained on: prompts, held-out prompts, the reward, and the embedded task if it is one.
 
-    `gold`: what held-out answers are judged by, and rollouts measured by where it is not what they are trained on: --gold. Without
-    it the reward itself, unless that is a model, which can be exploited: then the task's own, or "math" for a dataset with
-    answers.
+    `gold`: what held-out answers are judged by, and rollouts measured by where it is not what they are trained on: --gold.
+    Without it the reward itself, unless that is a model, which can be exploited: then the task's own, or "math" for a dataset
+    with answers.
     """
 
     train: Prompts | Curriculum | Arms
