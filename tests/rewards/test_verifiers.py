@@ -109,7 +109,7 @@ def test_functions_of_modules_and_files(tmp_path):
     ("text", "message"),
     [
         ("mth", "did you mean 'math'"),
-        ("zzz", "There are: exact_match, form, length, math, near.*; or give file.py:function"),
+        ("zzz", "There are: density_ratio, exact_match, form, length, math, model, near.*; or give file.py:function"),
         ("math*x", "not a number: write NAME"),
         ("nowhere/at/all.py:f", "there is no file nowhere/at/all.py"),
         ("no_such_module_here:f", r"ModuleNotFoundError.*write file.py:function"),
