@@ -28,100 +28,32 @@ Standard columns (open: add any)::
     behavior_logp  step     float    log-prob under the distribution that was sampled; NaN where unknown
     mask           step     bool     False: the step is in nobody's loss and nobody's count (absent: all count)
     reward         episode  float    (or step: rewards along the way)
-    kind           episode  category rollout | demo | pair: what the row may be used for
+    kind           episode  category rollout | demo | pair | label: what the row may be used for
     source         episode  category free names: fresh, replay, demos, ... : where the row came from
     policy_version episode  int64    optimiser step of the policy that acted; -1 unknown
-    chosen         episode  bool     pairs only: the preferred side
+    chosen         episode  bool     pairs and labels: preferred, judged good
     truncated      episode  bool     cut by a length limit: not finished
     prompt_id      episode  int64    identity of the prompt across batches
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-LEVELS = ("step", "turn", "episode", "group")
-_MISSING: dict[bool, float | int] = {True: float("nan"), False: -1}
+from unipo.arrow import read_table, table_of
+from unipo.ragged import LEVELS, Column, column_of, flattened, joined_column, offsets_of, ranges, segment_reduce
 
-
-def segment_reduce(x: Tensor, index: Tensor, n: int, how: str = "sum") -> Tensor:
-    """Reduce rows of `x` [m, ...] that share a segment id `index` [m] (int64) to one row each: [n, ...].
-
-    `how`: sum, mean, max, min, any, all. An empty segment gives 0 for sum and mean, -inf / +inf for max / min (the
-    extreme value for integers), False for any, True for all. Differentiable for sum, mean, max and min.
-    """
-    shape = (n, *x.shape[1:])
-    if how == "sum":
-        return x.new_zeros(shape).index_add(0, index, x)
-    if how == "mean":
-        count = torch.bincount(index, minlength=n).clamp(min=1)
-        return segment_reduce(x, index, n) / count.to(x.dtype).reshape(n, *[1] * (x.ndim - 1))
-    if how in ("max", "min"):
-        info: Any = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
-        worst = -float("inf") if x.is_floating_point() else info.min
-        best = float("inf") if x.is_floating_point() else info.max
-        start = x.new_full(shape, worst if how == "max" else best)
-        where = index.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
-        return start.scatter_reduce(0, where, x, "amax" if how == "max" else "amin")
-    if how == "any":
-        return segment_reduce(x.long(), index, n) > 0
-    if how == "all":
-        return segment_reduce((~x.bool()).long(), index, n) == 0
-    raise ValueError(f"unknown reduction {how!r}: expected sum, mean, max, min, any or all")
-
-
-def offsets_of(counts: Tensor) -> Tensor:
-    """Offsets [n + 1] from counts [n]."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def ranges(starts: Tensor, counts: Tensor) -> Tensor:
-    """The concatenation of arange(starts[i], starts[i] + counts[i])."""
-    owner = torch.repeat_interleave(counts)
-    within = torch.arange(int(counts.sum()), device=counts.device) - offsets_of(counts)[:-1][owner]
-    return starts[owner] + within
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One named column: `values` [n, ...] for the n entries of `level`.
-
-    With `offsets` [n + 1] the column is ragged: entry i owns values[offsets[i]:offsets[i+1]].
-    With `names` the values are int64 codes of categories.
-    """
-
-    values: Tensor
-    level: str
-    offsets: Tensor | None = None
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.values) if self.offsets is None else len(self.offsets) - 1
-
-    def take(self, index: Tensor) -> Column:
-        """The entries at `index` [k], in that order."""
-        if self.offsets is None:
-            return Column(self.values[index], self.level, None, self.names)
-        counts = self.offsets[1:] - self.offsets[:-1]
-        flat = ranges(self.offsets[:-1][index], counts[index])
-        return Column(self.values[flat], self.level, offsets_of(counts[index]), self.names)
-
-    def to(self, device: torch.device | str) -> Column:
-        offsets = None if self.offsets is None else self.offsets.to(device)
-        return Column(self.values.to(device), self.level, offsets, self.names)
+__all__ = ["LEVELS", "Column", "Episodes", "offsets_of", "ranges", "segment_reduce"]
 
 
 class Episodes:
@@ -167,12 +99,12 @@ class Episodes:
         counts = torch.unique_consecutive(ids, return_counts=True)[1] if n else torch.zeros(0, dtype=torch.long)
         one = torch.ones(n, dtype=torch.long)
         offsets = {"turn": offsets_of(lengths), "episode": offsets_of(one), "group": offsets_of(counts)}
-        made = {"token": Column(_flat(tokens, torch.long), "step")}
+        made = {"token": Column(flattened(tokens, torch.long), "step")}
         if prompts is not None:
             sizes = torch.tensor([len(p) for p in prompts], dtype=torch.long)
-            made["prompt"] = Column(_flat(prompts, torch.long), "turn", offsets_of(sizes))
+            made["prompt"] = Column(flattened(prompts, torch.long), "turn", offsets_of(sizes))
         for name, values in columns.items():
-            made[name] = _column(name, values, n)
+            made[name] = column_of(name, values, n)
         return cls(offsets, made)
 
     @classmethod
@@ -284,7 +216,7 @@ class Episodes:
     def with_columns(self, level: str, /, **values: Any) -> Episodes:
         """Add or replace columns at `level`: tensors [n(level), ...], or strings (one for all, or one per entry)."""
         n = self.count(level)
-        made = {name: _column(name, v, n, level, self.device) for name, v in values.items()}
+        made = {name: column_of(name, v, n, level, self.device) for name, v in values.items()}
         return Episodes(self._offsets, {**self._columns, **made})
 
     def with_values(self, values: Mapping[str, Tensor]) -> Episodes:
@@ -299,7 +231,7 @@ class Episodes:
     def with_context(self, name: str, contexts: Sequence[Sequence[int] | Tensor]) -> Episodes:
         """Add a ragged context column `<name>_prompt` (or `prompt` for "score"): one token sequence per turn."""
         sizes = torch.tensor([len(c) for c in contexts], dtype=torch.long)
-        column = Column(_flat(contexts, torch.long), "turn", offsets_of(sizes)).to(self.device)
+        column = Column(flattened(contexts, torch.long), "turn", offsets_of(sizes)).to(self.device)
         return Episodes(self._offsets, {**self._columns, "prompt" if name == "score" else f"{name}_prompt": column})
 
     def without(self, *names: str) -> Episodes:
@@ -438,7 +370,9 @@ class Episodes:
             raise ValueError("cannot concatenate an empty list of Episodes")
         offsets = {k: offsets_of(torch.cat([p._offsets[k].diff() for p in parts])) for k in LEVELS[1:]}
         names = dict.fromkeys(name for p in parts for name in p._columns)
-        return Episodes(offsets, {name: _cat_column(name, parts) for name in names})
+        columns = [p._columns for p in parts]
+        counts = [{level: p.count(level) for level in LEVELS} for p in parts]
+        return Episodes(offsets, {name: joined_column(name, columns, counts) for name in names})
 
     # ---- disk ------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
@@ -459,53 +393,12 @@ class Episodes:
     def to_arrow(self) -> pa.Table:
         """A row per episode: step, turn and ragged columns become lists, group columns repeat."""
         host = self.to("cpu")
-        arrays: dict[str, pa.Array] = {
-            "group": pa.array(host.index("group", "episode").numpy()),
-            "turn_lengths": _list(host._offsets["episode"], pa.array(host.lengths("turn").numpy())),
-        }
-        schema: dict[str, Any] = {}
-        for name, c in host._columns.items():
-            dtype = str(c.values.dtype).removeprefix("torch.")
-            schema[name] = {"level": c.level, "dtype": dtype, "shape": list(c.values.shape[1:]),
-                            "names": list(c.names), "ragged": c.offsets is not None}  # fmt: skip
-            arrays[f"column.{name}"] = host._arrow_column(c)
-        table = pa.table(arrays)
-        return table.replace_schema_metadata({"unipo.episodes": json.dumps(schema)})
-
-    def _arrow_column(self, c: Column) -> pa.Array:
-        flat = c.values.float() if c.values.dtype == torch.bfloat16 else c.values
-        values = pa.array(flat.reshape(-1).numpy())
-        for size in reversed(c.values.shape[1:]):
-            values = pa.FixedSizeListArray.from_arrays(values, size)
-        if c.offsets is not None:
-            values = _list(c.offsets, values)
-        if c.level == "group":
-            return values.take(pa.array(self.index("group", "episode").numpy()))
-        for level in LEVELS[LEVELS.index(c.level) + 1 : LEVELS.index("episode") + 1]:
-            values = _list(self._offsets[level], values)
-        return values
+        return table_of(host._offsets, host._columns)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Episodes:
         """The inverse of `to_arrow`."""
-        described = (table.schema.metadata or {}).get(b"unipo.episodes")
-        if described is None:
-            raise ValueError(
-                "this table was not written by Episodes.to_arrow; load user data with unipo.sources.datasets"
-            )
-        table = table.combine_chunks()
-        turns, owner = _array(table, "turn_lengths"), torch.from_numpy(_array(table, "group").to_numpy().copy())
-        groups = torch.unique_consecutive(owner, return_counts=True)[1]
-        step_counts = torch.from_numpy(turns.flatten().to_numpy().copy()).long()
-        turn_counts = torch.from_numpy(turns.value_lengths().to_numpy().copy()).long()
-        offsets = {"turn": offsets_of(step_counts), "episode": offsets_of(turn_counts), "group": offsets_of(groups)}
-        first = pa.array(offsets_of(groups)[:-1].numpy())
-        columns = {}
-        for name, info in json.loads(described).items():
-            array = _array(table, f"column.{name}")
-            array = array.take(first) if info["level"] == "group" else array
-            columns[name] = _read_column(array, info)
-        return cls(offsets, columns)
+        return cls(*read_table(table))
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{self.count(level)} {level}s" for level in reversed(LEVELS))
@@ -520,92 +413,3 @@ def _counting(n: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _zeros(n: int) -> Tensor:
     return torch.zeros(n, dtype=torch.long)
-
-
-# ---- making columns ------------------------------------------------------------------------------------------------
-def _flat(rows: Sequence[Sequence[Any] | Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    if all(isinstance(r, list | tuple) for r in rows):
-        cells = list(chain.from_iterable(rows))
-        return torch.as_tensor(cells, dtype=dtype) if cells else torch.zeros(0, dtype=dtype or torch.float32)
-    parts = [torch.as_tensor(r, dtype=dtype) for r in rows if len(r)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype or torch.float32)
-
-
-def _column(name: str, values: Any, n: int, level: str = "episode", device: torch.device | str = "cpu") -> Column:
-    if isinstance(values, Column):
-        return values
-    if isinstance(values, Tensor):
-        return Column(values.to(device), level)
-    if isinstance(values, str):
-        return Column(torch.zeros(n, dtype=torch.long, device=device), level, None, (values,))
-    values = list(values)
-    if values and isinstance(values[0], str):
-        names = tuple(dict.fromkeys(values))
-        return Column(torch.tensor([names.index(v) for v in values], device=device), level, None, names)
-    if values and level == "episode" and isinstance(values[0], Sequence | Tensor | np.ndarray):
-        return Column(_flat(values).to(device), "step")
-    return Column(torch.as_tensor(values).to(device), level)
-
-
-def _cat_column(name: str, parts: Sequence[Episodes]) -> Column:
-    have = [p._columns[name] for p in parts if name in p._columns]
-    model = have[0]
-    if any(c.level != model.level for c in have):
-        raise ValueError(
-            f"column {name!r} lives on levels {sorted({c.level for c in have})}: one is needed to concatenate"
-        )
-    names = tuple(dict.fromkeys(v for c in have for v in c.names))
-    if names and len(have) < len(parts) and "" not in names:
-        names = (*names, "")
-    full = [_recode(p._columns[name], names) if name in p._columns else _filled(name, model, p, names) for p in parts]
-    values = torch.cat([c.values for c in full])
-    if model.offsets is None:
-        return Column(values, model.level, None, names)
-    return Column(values, model.level, offsets_of(torch.cat([c.offsets.diff() for c in full if c.offsets is not None])))
-
-
-def _recode(column: Column, names: tuple[str, ...]) -> Column:
-    if column.names == names:
-        return column
-    table = torch.tensor([names.index(v) for v in column.names], device=column.values.device)
-    return Column(table[column.values], column.level, None, names)
-
-
-def _filled(name: str, model: Column, part: Episodes, names: tuple[str, ...]) -> Column:
-    n = part.count(model.level)
-    if model.offsets is not None:
-        return Column(model.values[:0], model.level, model.offsets.new_zeros(n + 1))
-    blank = model.values.new_empty((n, *model.values.shape[1:]))
-    if names:
-        return Column(blank.fill_(names.index("")), model.level, None, names)
-    if blank.dtype == torch.bool:
-        return Column(blank.fill_(name == "mask"), model.level)
-    return Column(blank.fill_(_MISSING[blank.is_floating_point()]), model.level)
-
-
-# ---- Arrow ---------------------------------------------------------------------------------------------------------
-def _list(offsets: Tensor, values: pa.Array) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array(offsets.numpy(), pa.int64()), values)
-
-
-def _array(table: pa.Table, name: str) -> Any:
-    chunked = table.column(name)
-    return (
-        chunked.chunk(0)
-        if chunked.num_chunks == 1
-        else pa.concat_arrays(chunked.chunks or [pa.array([], chunked.type)])
-    )
-
-
-def _read_column(array: Any, info: Mapping[str, Any]) -> Column:
-    level = info["level"]
-    for _ in range(max(0, LEVELS.index("episode") - LEVELS.index(level))):
-        array = array.flatten()
-    offsets = None
-    if info["ragged"]:
-        offsets = offsets_of(torch.from_numpy(array.value_lengths().to_numpy(zero_copy_only=False).copy()).long())
-        array = array.flatten()
-    for _ in info["shape"]:
-        array = array.flatten()
-    flat = torch.from_numpy(array.to_numpy(zero_copy_only=False).copy()).to(getattr(torch, info["dtype"]))
-    return Column(flat.reshape(-1, *info["shape"]) if info["shape"] else flat, level, offsets, tuple(info["names"]))
