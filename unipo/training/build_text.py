@@ -134,9 +134,9 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
     if "value" in recipe.needs.signals:
         width = policy.model.get_input_embeddings().weight.shape[1]
         policy.value_head = policy.value_head or ValueHead(width, getattr(torch, config.dtype)).to(device)
-        policy.judges = recipe.judges
     else:
         policy.value_head = None
+    policy.judges = recipe.judges
     policy.parametric = parametric(recipe.needs.signals)
     references: dict[str, TokenPolicy] = {}
     for who in sorted(recipe.others | ({"reference"} if config.gold else set())):
@@ -150,6 +150,7 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
             references[who] = TokenPolicy(policy.model, policy.tokenizer, config.temperature, adapter=False)
         else:
             references[who] = load_policy(name, config.dtype, None, device, config.temperature)
+            references[who].value_head = None
     return policy, references
 
 
