@@ -322,8 +322,8 @@ METHODS = (
         slug="hypo", build=hypo, row=117, family="preference", paper="arXiv 2406.01462",
         title="The Importance of Online Data: Understanding Preference Fine-tuning via Coverage",
         equation="L = DPO(pairs) + kl * mean_rollouts sg(l - leave-one-out mean) log pi,  l = log(pi / ref)",
-        claim="with pairs on a part of the answers HyPO earns what DPO does at a smaller KL to the reference, and with less mass "
-              "on answers that no pair has; a large weight over-regularises",
+        claim="with pairs of a part of the answers, HyPO earns what DPO does at a smaller KL to the reference; a large weight of "
+              "the KL over-regularises",
         identity_tests=_tests("test_hypo_without_kl_is_dpo", "test_the_online_term_is_the_gradient_of_kl",
                               "test_answers_of_no_pair_are_free_in_dpo_and_held_by_hypo",
                               "test_without_pairs_hypo_returns_to_the_reference",
