@@ -23,7 +23,7 @@ unipo: policy optimization from any mix of data
                                          TASK a task, a dataset, or an environment such as CartPole-v1
   unipo resume RUN                       go on after a crash, a kill or Ctrl-C, exactly
   unipo compare M1,M2,... TASK --seeds K side by side: a table with intervals, and curves
-  unipo evaluate RUN                     held-out pass@1 and pass@k, or returns of episodes, with intervals
+  unipo evaluate RUN [--against RUN2]    held-out pass@1 and pass@k, win rates, or returns of episodes, with intervals
   unipo report RUN...                    one self-contained HTML page, and PNGs
   unipo methods [--family F] [--json]    the catalog: every work, its state, its evidence
   unipo show METHOD                      paper, equation, needs, defaults, claim, measured result
@@ -295,10 +295,11 @@ def _taken(flags: list[str], name: str, default: int) -> tuple[int, list[str]]:
 # ---- look ------------------------------------------------------------------------------------------------------------
 def evaluate(arguments: list[str]) -> int:
     from unipo.training import ControlConfig
-    from unipo.training.revisit import as_json, config_of, evaluate_control, evaluate_run
+    from unipo.training.revisit import as_json, config_of, evaluate_control, evaluate_run, evaluate_versus
 
     def parse(folder: Annotated[str, tyro.conf.Positional], prompts: int = 512, samples: int = 1, temperature: float = 1.0,
-              best_of: int = 0, reward: str = "", episodes: int = 100,
+              against: str = "", judge: str = "reward", angle: float | None = None, best_of: int = 0, reward: str = "",
+              episodes: int = 100,
               json_output: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:  # fmt: skip
         """Measure what a finished run trained: held-out pass@1 and pass@k, the return of whole episodes, or pairs in order.
 
@@ -307,16 +308,24 @@ def evaluate(arguments: list[str]) -> int:
             prompts: Text: held-out prompts.
             samples: Text: completions per prompt; k of pass@k goes up to it.
             temperature: Text: of sampling (0: greedy).
+            against: Text: another run, or "reference" (the model that this one started from): the win rate against its answers,
+                ties half, and the win rate at equal length.
+            judge: Text: who says which answer is better: "reward" (the higher one), "model(FOLDER)", or file.py:function.
+            angle: Text: the direction in degrees that a policy with directions (dpa) is asked for.
             best_of: Text: of so many answers to a prompt the best by --reward is picked, and judged by the task's own reward.
             reward: Text: who picks, written as for unipo run, such as "model(FOLDER)" (default: what the run was trained with).
             episodes: Environments: episodes, with the mode of the policy.
             json_output: Print JSON.
         """
         in_environment = isinstance(config_of(folder), ControlConfig)
+        if against:
+            met = evaluate_versus(folder, against, prompts, samples, temperature, judge, angle)
+            print(json.dumps(as_json(met))) if json_output else console.print(str(met), highlight=False, soft_wrap=True)
+            return 0
         found = (
             evaluate_control(folder, episodes)
             if in_environment
-            else evaluate_run(folder, prompts, samples, temperature, best_of, reward)
+            else evaluate_run(folder, prompts, samples, temperature, best_of, reward, angle)
         )
         print(json.dumps(as_json(found))) if json_output else _measured(found)
         return 0
@@ -444,9 +453,7 @@ def reproduce(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    from unipo.methods.catalog import fitting_text
     from unipo.sources.control_report import is_control_data
-    from unipo.sources.data_report import check
 
     if arguments[:1] == ["segments"]:
         return _segments(arguments[1:])
@@ -454,14 +461,41 @@ def data(arguments: list[str]) -> int:
         raise UsageError("unipo data knows two verbs: unipo data check DATASET, unipo data segments RECORDED OUT")
     if is_control_data(arguments[1]):
         return _control_data(arguments[1], arguments[2:])
-    if len(arguments) > 2:
-        raise UsageError(
-            f"unipo data check takes one dataset; {' '.join(arguments[2:])} is for recorded control data only"
-        )
-    found = check(arguments[1])
+    return int(tyro.cli(_check_text, prog="unipo data check", args=arguments[1:]))
+
+
+def _check_text(dataset: Annotated[str, tyro.conf.Positional], model: str = "", reference: str = "",
+                rating_range: tuple[float, ...] = ()) -> int:  # fmt: skip
+    """What is in a dataset, what is wrong with it, and what it can be used for.
+
+    Args:
+        dataset: A file, a folder, or a hub name.
+        model: A start policy ("tiny", a folder, a hub name): how it ranks comparisons, and lengths in its tokens.
+        reference: Another model, whose log-probs the model's are compared with.
+        rating_range: Least and highest rating that there can be.
+    """
+    from unipo.methods.catalog import fitting_text
+    from unipo.policies import load_policy
+    from unipo.sources.data_report import check
+    from unipo.sources.datasets import load_rows
+    from unipo.training.build_text import model_folder
+    from unipo.training.ranking import check_same_tokenizer, ranking_report
+
+    if reference and not model:
+        raise UsageError("--reference is compared with a model: give --model too")
+    if rating_range and not (len(rating_range) == 2 and rating_range[0] < rating_range[1]):
+        raise UsageError("--rating-range takes two numbers, the least first, such as --rating-range 1 10")
+    policy = load_policy(model_folder(model)) if model else None
+    other = load_policy(model_folder(reference)) if reference else None
+    if policy is not None and other is not None:
+        check_same_tokenizer(policy, other, reference)
+    found = check(dataset, policy.tokenizer if policy else None, rating_range=rating_range)
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if found.kinds:
         console.print(f"methods that fit: {', '.join(fitting_text(found.kinds))}", highlight=False, soft_wrap=True)
+    if found.ok and found.pairs is not None and policy is not None:
+        ranked = ranking_report(load_rows(dataset).comparisons(), policy, other)
+        console.print(str(ranked), markup=False, highlight=False, soft_wrap=True)
     return 0 if found.ok else 1
 
 
@@ -469,7 +503,8 @@ def _segments(arguments: list[str]) -> int:
     from unipo.sources.segment_pairs import write_pairs
 
     def parse(recorded: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], expert: str = "",
-              length: int = 16, pairs: int = 1000, temperature: float = 1.0, noise: bool = False, seed: int = 0) -> Any:  # fmt: skip
+              length: int = 16, pairs: int = 1000, temperature: float = 1.0, noise: bool = False,
+              seed: int = 0) -> Any:  # fmt: skip
         """Pairs of segments of recorded control data, of which one is preferred, for methods such as cpl.
 
         Args:

@@ -94,6 +94,46 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - float(special.comb(n - c, k, exact=True) / special.comb(n, k, exact=True))
 
 
+def length_controlled(wins: Sequence[float], longer: Sequence[float], group: Sequence[int] | None = None,
+                      confidence: float = CONFIDENCE) -> tuple[float, float, float, float]:  # fmt: skip
+    """(win rate at equal length, low, high, slope): what is left of a win rate when neither side may win by being longer.
+
+        logit P(win_i) = a + b tanh(d_i / s),     d_i = own length - the other's,   s their standard deviation
+        rate = sigmoid(a), the fit at d = 0
+
+    `wins` in [0, 1], a tie is 1/2. Maximum likelihood, with a normal prior of standard deviation 10 on a and b, which keeps them
+    finite where one side always wins; the interval is sigmoid of a +- z times its sandwich error, in which entries of one
+    `group` (answers to one prompt) may depend on each other. With the sides exchanged it is 1 - rate. All d equal: b is 0. A
+    bias is taken out as far as it is one of length: what both a longer and a better answer have counts as length.
+    Source: Dubois et al. (2024), arXiv:2404.04475, without their term for the difficulty of the instruction.
+    """
+    _check_confidence(confidence)
+    y, d = _finite(wins), _finite(longer)
+    if len(y) != len(d):
+        raise ValueError(f"expected a difference of lengths for each win, found {len(d)} for {len(y)}")
+    if not ((y >= 0) & (y <= 1)).all():
+        raise ValueError("expected wins from 0 to 1, a tie being 1/2")
+    spread = float(d.std())
+    x = np.stack([np.ones(len(y)), np.tanh(d / spread) if spread > 0 else np.zeros(len(y))], 1)
+    beta, prior = np.zeros(2), np.eye(2) / 100.0
+    for _ in range(100):
+        p = special.expit(x @ beta)
+        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + prior, x.T @ (y - p) - prior @ beta)
+        beta = beta + step * min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            break
+    p = special.expit(x @ beta)
+    bread = np.linalg.inv((x.T * (p * (1 - p))) @ x + prior)
+    numbers = np.unique(np.arange(len(y)) if group is None else np.asarray(group), return_inverse=True)[1]
+    scores = np.zeros((int(numbers.max()) + 1, 2))
+    np.add.at(scores, numbers, x * (y - p)[:, None])
+    n = len(scores)
+    error = math.sqrt((bread @ (scores.T @ scores) @ bread)[0, 0] * (n / (n - 1) if n > 1 else math.nan))
+    z = float(special.ndtri(0.5 + confidence / 2))
+    rate, low, high = (float(special.expit(beta[0] + side * z * error)) for side in (0.0, -1.0, 1.0))
+    return (rate if n > 1 else float(special.expit(beta[0]))), low, high, float(beta[1])
+
+
 def _finite(values: Sequence[float]) -> np.ndarray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():

@@ -182,7 +182,7 @@ class Helpful:
         """[P, L, V]"""
         drawn = 1.5 * keyed_generator(self.seed, "worth").random((ROWS, LONGEST, CHOICES))
         drawn[:, :, STOP] = 0.0
-        return drawn.tolist()  # type: ignore[no-any-return]
+        return drawn.tolist()
 
     def help(self, prompt: int, words: tuple[int, ...]) -> float:
         return 1.0 - exp(-sum(self.worth[prompt][i][w] for i, w in enumerate(words)))
@@ -285,7 +285,9 @@ def directed_trial(arm: str, rate: float, seed: int, steps: int) -> Mapping[str,
 
 
 def _rising(values: Sequence[float]) -> float:
-    """The rank correlation with the place."""
+    """The rank correlation with the place; 0 where all are equal."""
+    if max(values) == min(values):
+        return 0.0
     ranks = torch.tensor(values).argsort().argsort().double()
     place = torch.arange(len(values)).double()
     return 1.0 - 6.0 * float((ranks - place).square().sum()) / (len(values) * (len(values) ** 2 - 1))
@@ -313,11 +315,11 @@ DPA = Claim(
         Expectation(arm="dpa", metric="length rises", least=0.8),
     ),
     note="Four prompts, answers of up to five words; help = 1 - exp(-worth of the words), length is what it costs; five "
-    "directions from -45 to -5 degrees, shown to a network of 48 units as their two weights. 40 steps of 4 x 16 answers in all: fixed "
-    "weights are five such policies, each with its direction alone and a fifth of the steps (best of 16, as the method); no "
-    "direction is one policy with the middle one. Exact expectations. hypervolume: of the five policies, over that of the best "
-    "answers in each direction; it also counts points that happen to lie apart, which v . r, the mean over the directions of "
-    "what each asks for, does not. help rises, length rises: rank correlation with the angle.",
+    "directions from -45 to -5 degrees, shown to a network of 48 units as their two weights. 40 steps of 4 x 16 answers in "
+    "all: fixed weights are five such policies, each with its direction alone and a fifth of the steps (best of 16, as the "
+    "method); no direction is one policy with the middle one. Exact expectations. hypervolume: of the five policies, over that "
+    "of the best answers in each direction; it also counts points that happen to lie apart, which v . r, the mean over the "
+    "directions of what each asks for, does not. help rises, length rises: rank correlation with the angle (0: all alike).",
 )
 
 CLAIMS = (CONSTRAINED, DPA)

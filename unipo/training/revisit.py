@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from unipo.critics.greedy import load_greedy_policy
-from unipo.policies import RecurrentPolicy, load_control_policy, load_policy, load_recurrent_policy
+from unipo.methods.catalog import MethodError, build
+from unipo.policies import RecurrentPolicy, TokenPolicy, load_control_policy, load_policy, load_recurrent_policy
+from unipo.sources.directions import Asking, Directed
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.statistics import bootstrap_interval
+from unipo.tasks import TINY_MODEL
 from unipo.training.best_of import BestOf, best_of
 from unipo.training.config import ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.evaluate import Evaluation, evaluate
 from unipo.training.judging import JUDGED, Judgement, arranged, judged
 from unipo.training.problems import load_problems, scorer
 from unipo.training.stored_rows import fixed_rows
+from unipo.training.versus import Versus, versus
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -106,11 +110,61 @@ def config_of(folder: str | Path) -> RunConfig | ControlConfig:
     return read_config(path.read_text())
 
 
-def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: float, most: int = 0, reward: str = ""
-                 ) -> Evaluation | Judgement | BestOf:  # fmt: skip
+def ask_of(config: RunConfig, angle: float | None = None) -> Asking:
+    """What the run's method makes of held-out prompts; `angle`: the direction that one with directions is asked for, in degrees.
+
+    Raises ConfigError for an angle where no directions are told.
+    """
+    try:
+        ask = build(config.method, config.method_options).rollouts.ask
+    except MethodError:  # a recipe that was written in Python
+        ask = Asking()
+    if angle is None:
+        return ask
+    if not isinstance(ask, Directed):
+        raise ConfigError(f"--angle is for policies that are told a direction (dpa), and {config.method!r} tells none")
+    return dataclasses.replace(ask, shown=angle)
+
+
+def evaluate_versus(folder: str | Path, against: str, prompts: int, samples: int, temperature: float, judge: str = "reward",
+                    angle: float | None = None) -> Versus:  # fmt: skip
+    """The policy of `folder` against that of the run `against`, or against the model it started from ("reference").
+
+    Both answer the held-out prompts of `folder`'s run. Raises ConfigError where one of them is not there, or for a judge that is
+    none.
+    """
+    config = config_of(folder)
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{folder} is a run in an environment: --against compares answers to prompts")
+    problems = load_problems(dataclasses.replace(config, eval_prompts=prompts))
+    theirs, other = ask_of(config, angle), None
+    if against == "reference":
+        other = load_policy(str(TINY_MODEL) if config.model == "tiny" else config.model, config.dtype)
+    else:
+        met = config_of(against)
+        theirs = (
+            ask_of(met, angle if isinstance(ask_of(met), Directed) else None)
+            if isinstance(met, RunConfig)
+            else Asking()
+        )
+        other = load_trained(against)
+    policy = load_trained(folder)
+    if not (isinstance(policy, TokenPolicy) and isinstance(other, TokenPolicy)):
+        raise ConfigError(f"{against} has no policy that answers prompts")
+    try:
+        return versus(
+            config, problems, policy, other, against, samples, temperature, judge, ask_of(config, angle), theirs
+        )
+    except ValueError as error:
+        raise ConfigError(f"--judge: {error}") from error
+
+
+def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: float, most: int = 0, reward: str = "",
+                 angle: float | None = None) -> Evaluation | Judgement | BestOf:  # fmt: skip
     """Sample held-out prompts with the policy in `folder/final`, or order held-out pairs by it if it is a judge.
 
-    `most`: of so many answers the best is picked, by `reward`. Raises ConfigError when there is no policy yet.
+    `most`: of so many answers the best is picked, by `reward`. `angle`: of a policy that is told a direction. Raises ConfigError
+    when there is no policy yet.
     """
     found, policy = config_of(folder), load_trained(folder)
     assert isinstance(found, RunConfig)
@@ -126,7 +180,8 @@ def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: fl
     sampler = Sampler(policy.model, policy.tokenizer, settings)
     if most:
         return best_of(config, policy, problems, sampler, most, reward)
-    return evaluate(problems.held_out, sampler, policy.tokenizer, scorer(problems.gold), config.seed, samples)
+    held_out = [ask_of(found, angle).held_out(p) for p in problems.held_out]
+    return evaluate(held_out, sampler, policy.tokenizer, scorer(problems.gold), config.seed, samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +222,9 @@ def film_run(config: ControlConfig, policy: Any, folder: Path) -> list[Path]:
     return film(mode(policy), maker(config), folder, config.seed + EVALUATION)
 
 
-def as_json(found: Evaluation | Judgement | BestOf | Returns) -> Mapping[str, Any]:
+def as_json(found: Evaluation | Judgement | BestOf | Returns | Versus) -> Mapping[str, Any]:
     """What `unipo evaluate --json` prints."""
-    if isinstance(found, Judgement | BestOf):
+    if isinstance(found, Judgement | BestOf | Versus):
         return found.metrics()
     if isinstance(found, Returns):
         return {**found.metrics(), "episodes": len(found.returns), "returns": list(found.returns)}
