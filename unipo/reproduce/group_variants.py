@@ -359,12 +359,12 @@ CLAIMS = (
             Expectation(arm="lite-ppo", metric="success", than="grpo", least=-0.03),
             Expectation(arm="lite-ppo", metric="success", than="dapo", least=-0.03),
         ),
-        note=f"{PROGRESSIONS} arithmetic progressions of one to {TERMS} terms; start, step and number of terms are seen by a network "
-        f"of one hidden layer that is right {WARM:.0%} of the time at first: short ones half of the time, long ones hardly. "
-        f"{PER_STEP} prompts a step, groups of {GROUP}, 100 steps; exact success over the last fifth. DAPO with its "
+        note=f"{PROGRESSIONS} arithmetic progressions of one to {TERMS} terms; start, step and number of terms are seen by a "
+        f"network of one hidden layer that is right {WARM:.0%} of the time at first: short ones half of the time, long ones "
+        f"hardly. {PER_STEP} prompts a step, groups of {GROUP}, 100 steps; exact success over the last fifth. DAPO with its "
         "resampling of equal groups, and as many rollouts as all others, so fewer updates, and without resampling; without its "
         "length penalty. Changed: it was ten prompts of unrelated answers, where whether one was ever found decided (16 seeds "
-        "left it open); there, with 60 prompts and other seeds, Lite PPO was below GRPO by 0.10 [0.02, 0.18], whose std lifts the "
+        "left it open); there, with 60 prompts and other seeds, Lite PPO was below GRPO by 0.10 [0.02, 0.18], whose std lifts "
         "prompts that are hardly ever solved. Here hard prompts are reached by what easy ones teach, as in arithmetic; with all "
         "60 prompts in each of 60 steps, on other seeds, DAPO without refill was above by 0.046 [0.003, 0.089], GRPO even.",
     ),
