@@ -221,6 +221,7 @@ def fitting_text(kinds: Sequence[str]) -> list[str]:
         "documents": "rollout",
         "demonstrations": "demo",
         "pairs": "pair",
+        "ratings": "pair",
         "labels": "label",
     }
     have = Given(kinds=frozenset(given[k] for k in kinds if k in given), group=sys.maxsize)
@@ -241,6 +242,7 @@ def describe(slug: str) -> str:
         shown = repr(coefficient) if isinstance(coefficient, Knob) else f"{coefficient:g}"
         lines.append(f"  {shown} * {term!r}")
     lines += [f"  controllers: {c!r}" for c in recipe.controllers]
+    lines += [f"  rows that are given: {stage!r}" for stage in recipe.arrange]
     needs = recipe.needs
     lines += ["", f"needs   rows {', '.join(recipe.kinds)}; columns {', '.join(sorted(needs.columns))}; signals "
               f"{', '.join(sorted(needs.signals))}; at least {needs.group_size} per group"]  # fmt: skip

@@ -90,12 +90,13 @@ def check_given(rows: Sequence[Any], episodes: Episodes, context: int | None, ra
             remedy = "shorten it, remove the row, or leave it out with --keep-pairs 'length(NUMBER)'"
             findings.add(rows[i].where.problem(None, found, remedy))
     for i in episodes["given"].unique().tolist():
-        for problem in _problems(rows[i], rating_range):
+        for problem in wrong_with(rows[i], rating_range):
             findings.add(problem)
     findings.raise_any()
 
 
-def _problems(row: Any, rating_range: Sequence[float]) -> list[Problem]:
+def wrong_with(row: Any, rating_range: Sequence[float] = ()) -> list[Problem]:
+    """What is wrong with a comparison or label that can be read: an answer that was cut, a rating outside the range."""
     found = []
     cut = row.columns.get("truncated")
     if cut is True or (isinstance(cut, list) and any(cut)):

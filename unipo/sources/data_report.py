@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from unipo.sources.comparisons import wrong_with
 from unipo.sources.data_problems import Findings, Problem
-from unipo.sources.data_rows import KINDS, PROMPTS, Prompt, PromptRow, RolloutRow
-from unipo.sources.datasets import Dataset, read_rows, repeats
+from unipo.sources.data_rows import KINDS, PROMPTS, PromptRow, RolloutRow
+from unipo.sources.datasets import Dataset, PairRow, RatedRow, read_rows, repeats
 from unipo.sources.encode import encode_completion, encode_prompt
+from unipo.sources.pair_report import PairReport, pair_report
+from unipo.sources.preference_rows import lists_of
+from unipo.sources.row_cells import Prompt
 
 Tokenizer = Any  # of transformers
 
@@ -74,8 +78,8 @@ class DataReport:
     """`characters`, `tokens`: lengths by "prompt", "completion", "chosen", "rejected" (tokens: with a tokenizer only).
 
     `rewards`: spread by source ("" where rows name none). `groups`: spread of the number of rollouts per group, None
-    without rollouts. `repeated_prompts`: rows whose prompt an earlier row has (0 for rollouts, where that is meant).
-    `problems`: the first found, `more` others.
+    without rollouts. `repeated_prompts`: rows whose prompt an earlier row has (0 where answers are rated or judged, and that is meant).
+    `pairs`: what comparisons say of themselves, None without any. `problems`: the first found, `more` others.
     """
 
     name: str
@@ -88,6 +92,7 @@ class DataReport:
     rewards: dict[str, Spread]
     groups: Spread | None
     repeated_prompts: int
+    pairs: PairReport | None
     problems: tuple[Problem, ...]
     more: int
 
@@ -128,6 +133,8 @@ def _render(report: DataReport) -> Iterator[str]:
     if report.groups is not None:
         yield f"  {report.groups.count:,} groups; rollouts per group: {report.groups}"
     yield from (f"  warning: {warning}" for warning in report.warnings)
+    if report.pairs is not None:
+        yield str(report.pairs)
     yield f"{len(report.problems) + report.more:,} problems" if report.problems else "no problems"
     yield from (f"  {problem}" for problem in report.problems)
     if report.more:
@@ -167,6 +174,8 @@ class _Survey:
         self.tokens: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
         self.rewards: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
         self.groups: Counter[str | int] = Counter()
+        self.pairs: list[PairRow] = []
+        self.rated: list[RatedRow] = []
 
     def use(self, kind: str) -> Use:
         missing = self.data.missing(kind) if len(self.data) else "no rows"
@@ -179,6 +188,10 @@ class _Survey:
                 self._measure(name, record)
             if isinstance(record, RolloutRow):
                 self._score(record)
+            elif isinstance(record, PairRow):
+                self.pairs.append(record)
+            elif isinstance(record, RatedRow):
+                self.rated.append(record)
         return Use(kind=kind, rows=rows, missing="")
 
     def _measure(self, name: str, record: Any) -> None:
@@ -204,29 +217,37 @@ class _Survey:
 
 
 _TEXTS = {"prompts": ("prompt",), "demonstrations": ("prompt", "completion"), "pairs": ("prompt", "chosen", "rejected"),
-          "ratings": ("prompt", "completion"), "labels": ("prompt", "completion"), "rollouts": ("prompt", "completion"), "documents": ("text",)}  # fmt: skip
+          "ratings": ("prompt", "completion"), "labels": ("prompt", "completion"), "rollouts": ("prompt", "completion"),
+          "documents": ("text",)}  # fmt: skip
 
 
 def check(path: str | Path, tokenizer: Tokenizer | None = None, max_prompt_tokens: int | None = None,
-          split: str = "train") -> DataReport:  # fmt: skip
+          split: str = "train", rating_range: Sequence[float] = ()) -> DataReport:  # fmt: skip
     """Read all of a data set, try every use that its columns allow, and report.
 
-    With `tokenizer` (transformers), lengths are also in tokens, and prompts longer than `max_prompt_tokens` are problems.
+    With `tokenizer` (transformers), lengths are also in tokens, and prompts longer than `max_prompt_tokens` are problems; so are
+    ratings outside `rating_range` (least, highest).
     """
     findings = Findings()
     data = read_rows(path, split, findings)
     survey = _Survey(data, findings, tokenizer, max_prompt_tokens)
     uses = tuple(survey.use(kind) for kind in KINDS)
+    pairs = survey.pairs or lists_of(survey.rated, findings)
+    for row in pairs:
+        for problem in wrong_with(row, rating_range):
+            findings.add(problem)
     if len(data) and all(use.missing for use in uses):
         findings.add(data.lacks(f"cannot be used for anything: {uses[0].missing}, and none of its alternatives"))
-    repeated = 0 if "rollouts" in data.kinds else _repeated_prompts(data)
+    several = {"rollouts", "ratings", "labels"} & set(data.kinds)
+    repeated = 0 if several else _repeated_prompts(data)
     columns = [ColumnSummary(name=name, family=family, missing=data.table[name].null_count / len(data))
                for name, family in data.families.items()]  # fmt: skip
     return DataReport(name=data.name, files=tuple(file for file, _ in data.files), rows=len(data),
                       columns=tuple(columns), uses=uses, characters=_spreads(survey.characters),
                       tokens=_spreads(survey.tokens), rewards=_spreads(survey.rewards),
                       groups=Spread.of(list(survey.groups.values())) if survey.groups else None,
-                      repeated_prompts=repeated, problems=tuple(findings.problems), more=findings.more)  # fmt: skip
+                      repeated_prompts=repeated, pairs=pair_report(pairs), problems=tuple(findings.problems),
+                      more=findings.more)  # fmt: skip
 
 
 def _spreads(values: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
