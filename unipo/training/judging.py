@@ -100,7 +100,10 @@ def arranged(fixed: Mapping[str, Any], stages: Sequence[Arrange], tokenizer: Any
     for name, rows in fixed.items():
         for stage in stages:
             before = rows.episodes.count("group")
-            rows.episodes = stage(rows.episodes, tokenizer)
+            try:
+                rows.episodes = stage(rows.episodes, tokenizer)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from error
             if (after := rows.episodes.count("group")) != before:
                 rows.notes.append(f"{type(stage).__name__} made {after:,} groups of {before:,} {name}")
         if not len(rows.episodes):
