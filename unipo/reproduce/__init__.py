@@ -41,7 +41,8 @@ from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
          on_policy_control, actor_critic, control_applications, regressions, supervised, guided, self_tuning, token_rewards,
-         segments, text_applications, preference_data, preferences, preference_games, constrained, reward_models, preference_lists)  # fmt: skip
+         segments, text_applications, preference_data, preferences, preference_games, constrained, reward_models,
+         preference_lists)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
