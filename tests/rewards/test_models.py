@@ -149,6 +149,8 @@ def test_tokens_and_contexts_of_each_model(tmp_path: Path) -> None:
     both = DensityRatio(str(strong), str(weak), context="safe: ")(PROMPTS, ANSWERS)[0]
     alone = DensityRatio(str(strong), str(weak), context="safe: ", weak_context="")(PROMPTS, ANSWERS)[0]
     with_it, without = "safe: " + PROMPTS[0], PROMPTS[0]
+    routed = DensityRatio(str(strong), str(weak), context=lambda p: "safe: " if "12" in p else "")(PROMPTS, ANSWERS)
+    assert routed == pytest.approx([both, *found[1:]], abs=1e-3)
     above = logp(strong, with_it, ANSWERS[0])[0]
     assert both == pytest.approx(above - logp(weak, with_it, ANSWERS[0])[0], abs=1e-3)
     assert alone == pytest.approx(above - logp(weak, without, ANSWERS[0])[0], abs=1e-3)

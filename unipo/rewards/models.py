@@ -27,6 +27,7 @@ from unipo.policies.token import TokenPolicy, ValueHead
 from unipo.rewards.calling import RewardError
 
 Prompt = Any
+Context = str | Callable[[Prompt], str]
 BUDGET = 16384
 """Tokens computed at once."""
 
@@ -150,15 +151,15 @@ class DensityRatio:
     Where the strong model is the KL-regularised optimum of r from the weak one, it is r / beta - log Z(x) exactly. `per`
     token: divided by the strong model's tokens, which is no such reward: it likes brevity where the whole is above 0, and
     length below (what the released scorer returns). `context`: text put before the prompt of the strong model, a criterion
-    say; `weak_context`: of the weak one ("same": the same; the paper's numerator only: leave it empty). Each model reads with
-    its own tokenizer.
+    say, or from Python a function of the prompt that gives one (a router); `weak_context`: of the weak one ("same": the same;
+    the paper's numerator only: leave it empty). Each model reads with its own tokenizer.
     """
 
     strong: str
     weak: str
     per: str = "answer"
-    context: str = ""
-    weak_context: str = "same"
+    context: Context = ""
+    weak_context: Context = "same"
 
     def __post_init__(self) -> None:
         if self.per not in PER:
@@ -179,11 +180,12 @@ class DensityRatio:
         return PER[self.per](strong - weak, rows[0].lengths()).tolist()
 
 
-def behind(context: str, prompt: Prompt) -> Prompt:
-    """The prompt with a text before it: of chat messages as a system message."""
-    if not context:
+def behind(context: Context, prompt: Prompt) -> Prompt:
+    """The prompt with a text before it (or what a function says to it): of chat messages as a system message."""
+    text = context if isinstance(context, str) else context(prompt)
+    if not text:
         return prompt
-    return context + prompt if isinstance(prompt, str) else [{"role": "system", "content": context}, *prompt]
+    return text + prompt if isinstance(prompt, str) else [{"role": "system", "content": text}, *prompt]
 
 
 MADE: Mapping[str, Callable[..., Any]] = {"density_ratio": DensityRatio, "model": ModelReward}
