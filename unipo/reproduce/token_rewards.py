@@ -154,12 +154,12 @@ CLAIMS = (
             Expectation(arm="rlfr", metric="success", than="grpo, entropy bonus", least=-0.03),
         ),
         note="A network of one hidden layer, whose states are the flow's. An answer of four tokens is right if each token is "
-        f"one of three that may follow the one before and the last is that of its prompt; one demonstration for each of "
+        "one of three that may follow the one before and the last is that of its prompt; one demonstration for each of "
         f"{ASKED} prompts, which the policy has read until {READ:.0%} of what it says is right. AUC: the flow fitted to "
-        "demonstrations for 20 steps, right against wrong answers to one prompt, before any training from rewards. Groups of eight; every arm "
-        "trains its policy for the same 24 steps. Changed: ten prompts and a policy of random weights, which the paper does not "
-        "start from: runs differed by the prompts that they ever solved, and 10 seeds left the success open. Bounds are the "
-        "same; on four other seeds after 25 steps RLFR was at -0.014 [-0.061, 0.033] of GRPO.",
+        "demonstrations for 20 steps, right against wrong answers to one prompt, before any training from rewards. Groups of "
+        "eight; every arm trains its policy for the same 24 steps. Changed: ten prompts and a policy of random weights, which "
+        "the paper does not start from: runs differed by the prompts that they ever solved, and 10 seeds left the success open. "
+        "Bounds are the same; on four other seeds after 25 steps RLFR was at -0.014 [-0.061, 0.033] of GRPO.",
     ),
     Claim(
         slug="oreal",
