@@ -23,8 +23,8 @@ from unipo.sources.augment import Drawn
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.spec import RolloutSpec
 from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
-from unipo.tabular.best_of_n import best_of_n as exact_best
-from unipo.tabular.best_of_n import expected_best, most_kl
+from unipo.tabular.best_of import best_of_n as exact_best
+from unipo.tabular.best_of import expected_best, most_kl
 from unipo.tabular.games import PreferenceGame, kl
 from unipo.tasks.tabular import TabularTask
 

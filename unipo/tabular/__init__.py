@@ -12,6 +12,9 @@ from unipo.tabular.action_grouping import lifted as lifted
 from unipo.tabular.action_grouping import performance_loss as performance_loss
 from unipo.tabular.action_grouping import sampled_lifted as sampled_lifted
 from unipo.tabular.action_grouping import sure as sure
+from unipo.tabular.best_of import best_of_n as best_of_n
+from unipo.tabular.best_of import expected_best as expected_best
+from unipo.tabular.best_of import most_kl as most_kl
 from unipo.tabular.demonstration_regularised import Band as Band
 from unipo.tabular.demonstration_regularised import Demonstrated as Demonstrated
 from unipo.tabular.demonstration_regularised import Exploration as Exploration

@@ -14,7 +14,7 @@ from unipo.rewards import RewardSet, resolve_reward, split_rewards
 from unipo.sources.rollouts import Reward
 from unipo.sources.sampler import Sampler
 from unipo.statistics import mean_interval
-from unipo.tabular.best_of_n import expected_best, most_kl
+from unipo.tabular.best_of import expected_best, most_kl
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.evaluate import sampled, valued
 from unipo.training.problems import Problems, scorer
