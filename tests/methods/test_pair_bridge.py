@@ -77,7 +77,7 @@ def advantages(term: Objective, batch: Episodes, logp: Tensor) -> Tensor:
 def scores(term: Objective, batch: Episodes, logp: Tensor) -> Tensor:
     """Scores of the rows that the term claims."""
     claimed, steps = term.claimed(batch)
-    return term.score(claimed, {"logp": logp if steps is None else logp[steps]}).detach()  # type: ignore[attr-defined, no-any-return]
+    return term.score(claimed, {"logp": logp if steps is None else logp[steps]}).detach()  # type: ignore[attr-defined]
 
 
 def slopes(term: Objective, batch: Episodes, logp: Tensor) -> Tensor:

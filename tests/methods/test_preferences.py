@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tests.toys import ToyPolicy, gradient, toy_batch
 from unipo.episodes import Episodes
-from unipo.learner import annotate
+from unipo.learner import Learner, LearnerSettings, annotate
 from unipo.learner.annotate import elsewhere
+from unipo.learner.coefficients import coefficients
+from unipo.learner.ledger import ledger
 from unipo.methods.catalog import MethodError, build, find
 from unipo.methods.preferences import (
     cdpo,
@@ -43,6 +45,7 @@ from unipo.objectives import (
     Pairwise,
     SquaredLink,
     Unflipped,
+    number,
     own_pairs,
 )
 from unipo.objectives import pairs as compared
@@ -222,8 +225,8 @@ def test_kto_matches_a_second_derivation() -> None:
         z0 = max(0.0, float(sum(apart[steps == i].sum() for i in range(5)) / 5))
         assert (z0 > 0) == (lift > 0)
         values = [0.2 * (ratio[i] - z0) for i in range(5)]
-        loss = (1.3 * sum(1 - values[i].sigmoid() for i in (0, 3, 4))
-                + 0.8 * sum(1 - (-values[i]).sigmoid() for i in (1, 2))) / 5  # fmt: skip
+        good, bad = (torch.stack([values[i] for i in rows]) for rows in ((0, 3, 4), (1, 2)))
+        loss = (1.3 * (1 - good.sigmoid()).sum() + 0.8 * (1 - (-bad).sigmoid()).sum()) / 5
         objective = kto(beta=0.2, good=1.3, bad=0.8).objective
         torch.testing.assert_close(objective(seen, {"logp": logp}), loss.detach())
         torch.testing.assert_close(gradient(objective, seen, logp), torch.autograd.grad(loss, x)[0])
@@ -434,7 +437,7 @@ def test_the_gradient_of_the_optimal_value() -> None:
     own = vpo(beta=beta, alpha=alpha, calibration="demonstrations").objective.terms()[1]
     counts = torch.tensor([10, 20, 5, 40, 25])
     shown = Episodes.build([[i] for i in range(5) for _ in range(int(counts[i]))], [[0]] * 100, kind=["demo"] * 100)
-    loss = own[0] * own[1](shown, {"logp": policy[shown["token"]]})
+    loss = number(own[0]) * own[1](shown, {"logp": policy[shown["token"]]})
     found = torch.autograd.grad(loss, r)[0]
     torch.testing.assert_close(found, alpha * (policy.exp().detach() - counts / 100))
 
@@ -455,7 +458,7 @@ def test_optimism_is_silent_at_the_reference() -> None:
     coefficient, term = vpo_online(beta=0.1, alpha=1.0).objective.terms()[1]
     shown = Episodes.build([[0]] * 5 + [[1]] * 3 + [[2]] * 2, [[0]] * 10, kind=["demo"] * 10)
     for policy, expected in ((arms(0.5, 0.3, 0.2), [0.0, 0.0, 0.0]), (arms(0.2, 0.3, 0.5), [0.03, 0.0, -0.03])):
-        loss = coefficient * term(shown, policy.signals(shown, ["logp"]))  # type: ignore[operator]
+        loss = number(coefficient) * term(shown, policy.signals(shown, ["logp"]))
         found = torch.autograd.grad(loss, policy.logits)[0][0, 0, -1]
         torch.testing.assert_close(found, 0.1 * (law(reference) - law(policy)), atol=1e-12, rtol=0)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
@@ -467,7 +470,7 @@ def test_calibration_answers_are_drawn_from_the_reference() -> None:
     start, policy = arms(1e-30, 1.0, 1e-30, 1e-30), TabularPolicy.random(2, 1, 4)
     reference = TabularPolicy(start.logits.expand(2, 1, 5, 4))
     source = tabular_rollouts(task, policy, recipe.rollouts, 0)
-    source.players = {"reference": tabular_rollouts(task, reference, recipe.rollouts, 0).sampler}  # type: ignore[dict-item]
+    source.players = {"reference": tabular_rollouts(task, reference, recipe.rollouts, 0).sampler}
     batch = source.draw(0, 0)
     shown = batch.category("kind", "demo")
     assert batch["token"][shown].tolist() == [1] * int(shown.sum())
@@ -540,10 +543,10 @@ def held(kl: float, start: TabularPolicy, episodes: Episodes) -> Tensor:
         total = kl * (logp.exp() * (logp - law(reference).log())).sum() + pair_term(
             batch, policy.signals(batch, ["logp"])
         )
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return law(policy)
 
 
@@ -588,3 +591,33 @@ def test_training_ends_at_the_closed_form() -> None:
         made = recipe.but(confidence=Outcome("confidence"))
         train((made,), policy, lambda step, own=labelled: own, steps=200, rate=0.06, reference=reference)  # type: ignore[misc]
         torch.testing.assert_close(law(policy), expected, atol=3e-3, rtol=0)
+
+
+# ---- beside rollouts -----------------------------------------------------------------------------------------------------------
+def test_the_ledger_says_what_pairs_do_beside_rollouts() -> None:
+    """Shares of kinds add up to 1 and agree with those of terms; a tenth of the weight is a tenth of the mass."""
+    batch, shares = toy_batch(), {}
+    for weight in (0.1, 1.0):
+        recipe = build(f"grpo+{weight}*dpo", {})
+        learner = Learner({"policy": ToyPolicy()}, LearnerSettings(token_budget=1 << 20))
+        found = ledger(learner.gradient(batch, recipe.objective), 5)
+        kinds = {name: found[f"ledger/kind/{name}/gradient_share"] for name in ("rollout", "pair", "demo", "label")}
+        assert sum(kinds.values()) == pytest.approx(1.0)
+        assert kinds["demo"] == kinds["label"] == 0.0
+        assert kinds["pair"] == pytest.approx(found["ledger/term/dpo/gradient_share"])
+        shares[weight] = kinds["pair"] / kinds["rollout"]
+    assert shares[1.0] == pytest.approx(10 * shares[0.1])
+
+
+def test_pairs_fall_silent_as_their_margins_grow() -> None:
+    """The mass of a pair is beta sigmoid(-m): at a margin of 4 it has 3.6 % of that at 0; the mass of rollouts stays."""
+    batch, masses = toy_batch(), []
+    policy = ToyPolicy()
+    logp = policy.signals(batch, ["logp"])["logp"].detach()
+    sign = torch.where(batch.expand("chosen"), 1.0, -1.0).double() / batch.expand(batch.lengths())
+    for margin in (0.0, 4.0):
+        seen = batch.with_columns("step", reference_logp=logp - sign * margin / 2 / 0.1)
+        found = coefficients(build("grpo+dpo", {}).objective, seen, {"logp": logp})
+        masses.append([float(term.gradient["logp"].abs().sum()) for term in found.terms])
+    assert masses[1][0] == masses[0][0] > 0
+    assert masses[1][1] == pytest.approx(masses[0][1] * 2 / (1 + math.exp(4)))
