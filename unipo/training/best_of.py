@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from unipo.rewards import RewardSet, resolve_reward, split_rewards
+from unipo.sources.prompts import Prompt
 from unipo.sources.rollouts import Reward
 from unipo.sources.sampler import Sampler
 from unipo.statistics import mean_interval
 from unipo.tabular.best_of import expected_best, most_kl
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.evaluate import sampled, valued
-from unipo.training.problems import Problems, scorer
+from unipo.training.problems import Problems
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ def picker(config: RunConfig, problems: Problems, reward: str) -> RewardSet:
     return problems.reward
 
 
-def best_of(config: RunConfig, policy: Any, problems: Problems, sampler: Sampler, n: int, reward: str = "") -> BestOf:
-    """n answers to each held-out prompt, judged by the task's own reward and by who picks; rows without a reward are worth 0."""
+def best_of(prompts: Sequence[Prompt], sampler: Sampler, tokenizer: Any, gold: Reward, picks: Reward, seed: int, n: int
+            ) -> BestOf:  # fmt: skip
+    """n answers to each prompt, judged by `gold` and by who picks; an answer without a reward is worth 0."""
     if n < 2:
         raise ConfigError(f"--best-of is {n}: expected at least 2 answers to pick from")
-    judges: Sequence[Reward] = [scorer(problems.gold), scorer(picker(config, problems, reward))]
-    values: list[list[float]] = [[], []]
-    for part, texts in sampled(problems.held_out, sampler, policy.tokenizer, config.seed, n):
-        for found, judge in zip(values, judges, strict=True):
+    values: tuple[list[float], list[float]] = ([], [])
+    for part, texts in sampled(prompts, sampler, tokenizer, seed, n):
+        for found, judge in zip(values, (gold, picks), strict=True):
             found += valued(judge, part, texts)
-    gold, proxy = (torch.tensor(v, dtype=torch.float64).reshape(-1, n) for v in values)
-    return BestOf(gold, proxy)
+    judged, picked = (torch.tensor(v, dtype=torch.float64).reshape(-1, n) for v in values)
+    return BestOf(judged, picked)

@@ -19,7 +19,7 @@ from unipo.sources.directions import Asking, Directed
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.statistics import bootstrap_interval
 from unipo.tasks import TINY_MODEL
-from unipo.training.best_of import BestOf, best_of
+from unipo.training.best_of import BestOf, best_of, picker
 from unipo.training.config import ConfigError, ControlConfig, RunConfig, read_config
 from unipo.training.evaluate import Evaluation, evaluate
 from unipo.training.judging import JUDGED, Judgement, arranged, judged
@@ -178,9 +178,10 @@ def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: fl
         raise ConfigError(f"{config.task} has no held-out prompts: give the run a --held-out dataset")
     settings = SamplerSettings(temperature=temperature, max_tokens=problems.max_tokens, stop=config.stop)
     sampler = Sampler(policy.model, policy.tokenizer, settings)
-    if most:
-        return best_of(config, policy, problems, sampler, most, reward)
     held_out = [ask_of(found, angle).held_out(p) for p in problems.held_out]
+    if most:
+        picks = picker(config, problems, reward)
+        return best_of(held_out, sampler, policy.tokenizer, scorer(problems.gold), scorer(picks), config.seed, most)
     return evaluate(held_out, sampler, policy.tokenizer, scorer(problems.gold), config.seed, samples)
 
 
