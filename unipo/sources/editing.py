@@ -219,25 +219,25 @@ class _Views(Companion):
 def weighted_edits(batch: Episodes, severity: float) -> Episodes:
     """`made`, `edit_weight` and `context_weight` for the rows that have none: pairs of the data count as edited, with the
     column `severity` of the data where it is known."""
-    steps, lengths = batch.count("step"), batch.lengths().tolist()
-    blank = batch.with_columns("step", **{n: torch.full((steps,), torch.nan) for n in WEIGHTS if n not in batch})
+    if all(name in batch for name in (*WEIGHTS, "made")) and "" not in batch.column("made").names:
+        known = {name: batch[name].nan_to_num(1.0) for name in WEIGHTS}
+        return batch.with_columns("step", **known)
+    blank = batch.with_columns(
+        "step", **{n: torch.full((batch.count("step"),), torch.nan) for n in WEIGHTS if n not in batch}
+    )
     weight, reading = (blank[name].clone() for name in WEIGHTS)
-    unknown = batch.reduce(weight.isnan(), how="any")
-    tokens, parts = batch["token"].split(lengths), list(weight.split(lengths))
-    pair = batch.category("kind", "pair")
-    for rows in torch.arange(len(batch)).split(batch.lengths("group", "episode").tolist()):
-        mine = rows[pair[rows] & unknown[rows]].tolist()
-        if len(mine) == 2:
-            own = float(batch["severity"][mine[0]]) if "severity" in batch else math.nan
-            edit = Edit(tokens[mine[0]].tolist(), (severity if math.isnan(own) else own,))
-            after, before = edit.weights(tokens[mine[1]].tolist(), 1.0)[0]
-            parts[mine[0]], parts[mine[1]] = torch.tensor(after), torch.tensor(before)
-    weight = torch.cat(parts).nan_to_num(1.0) if parts else weight
+    unknown = batch.category("kind", "pair") & batch.reduce(weight.isnan(), how="any")
+    first = torch.cumsum(batch.lengths("group", "episode"), 0) - batch.lengths("group", "episode")
+    for after in first[(batch.lengths("group", "episode") == 2) & unknown[first]].tolist():
+        own = float(batch["severity"][after]) if "severity" in batch else math.nan
+        sides = [batch.step_index(torch.tensor([i])) for i in (after, after + 1)]
+        edit = Edit(batch["token"][sides[0]].tolist(), (severity if math.isnan(own) else own,))
+        for steps, found in zip(sides, edit.weights(batch["token"][sides[1]].tolist(), 1.0)[0], strict=True):
+            weight[steps] = torch.tensor(found, dtype=weight.dtype)
+    batch = batch.with_columns("step", edit_weight=weight.nan_to_num(1.0), context_weight=reading.nan_to_num(1.0))
     names = batch.column("made") if "made" in batch else None
     made = [names.names[i] or EDITED for i in names.values.tolist()] if names is not None else EDITED
-    return batch.with_columns("step", edit_weight=weight, context_weight=reading.nan_to_num(1.0)).with_columns(
-        "episode", made=made
-    )
+    return batch.with_columns("episode", made=made)
 
 
 def masked_pairs(batch: Episodes, share: float, generator: torch.Generator) -> Episodes | None:
