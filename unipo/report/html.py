@@ -15,6 +15,15 @@ import jinja2
 import numpy as np
 
 from unipo.report.commands import full_command
+from unipo.report.frontier import (
+    DISTANCE,
+    GOLD,
+    draw_frontier,
+    draw_optimisation,
+    frontier_column,
+    has_gold,
+    optimisation_note,
+)
 from unipo.report.groups import Group, Standing, group, standings
 from unipo.report.kinds import Curve, Kind
 from unipo.report.ledger import AXES, Shares, in_words, quantities, readable, shares_of
@@ -28,7 +37,7 @@ from unipo.report.panels import (
     shares_panel,
     shares_panel_with_legend,
 )  # fmt: skip
-from unipo.report.plots import PALETTE, Line, colors_of, png, svg
+from unipo.report.plots import PALETTE, Draw, Line, colors_of, png, svg
 from unipo.report.runs import Row, RunData, read_run
 from unipo.report.text import amount, duration, number, percent
 
@@ -63,7 +72,7 @@ def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
         (c.title, lines_panel(c, lines if i == 0 else _unlabelled(lines), along))
         for i, (c, lines) in enumerate(_measured_curves(group(runs)))
     ]
-    png(out.with_name("report_curves.png"), curves)
+    png(out.with_name("report_curves.png"), curves + [(title, draw) for title, _, draw in _over_distance(runs)])
     apart = [(t, shares_panel_with_legend(s, along)) for t, s in _ledgers(group(runs))]
     shares = ledger_panels(runs[0]) if len(runs) == 1 else apart
     png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
@@ -79,7 +88,8 @@ def _run_page(run: RunData) -> dict[str, Any]:
         "title": f"{run.setting('method')} on {run.setting('task')}",
         "subtitle": "" if run.finished else f"not finished: {made:.0f} of {kind.planned(run.config)} {kind.words.step}s",
         "facts": _facts(run), "command": run.command, "numbers": _numbers(run), "words_of": kind.words,
-        "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in main], kind, "main", 5.6, 2.7),
+        "main": _curve_cards([(c, run_lines(run, c, color)) for c, color in main], kind, "main", 5.6, 2.7)
+                + _distance_cards([run]),
         "curves": _curve_cards([(c, run_lines(run, c)) for c in kind.curves] + _knobs(run), kind, "curve"),
         "ledger": _ledger_cards([(axis, s) for axis, s in axes if s is not None], kind),
         "words": in_words(run), "sources": _source_rows(run, sources), "columns": _source_columns(run, sources),
@@ -246,7 +256,7 @@ def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
         "legend": list(color.items()), "measure": f"Final {title.lower()}", "aggregate": aggregate.title,
         "versus": aggregate.versus_title.format(groups[0].label) if len(groups) > 1 else "", "said": aggregate.said,
         "work": kind.words.work, "standings": [_standing_row(s, color[s.label], kind) for s in rows],
-        "main": _curve_cards(main, kind, "main", 5.6, 2.7),
+        "main": _curve_cards(main, kind, "main", 5.6, 2.7) + _distance_cards(runs),
         "curves": _curve_cards([m for m in measured if m not in main], kind, "curve"),
         "ledger": [_ledger_card(t, "", s, kind, f"ledger-{i}", 3.7) for i, (t, s) in enumerate(_ledgers(groups))],
         "left_out": max(0, len(runs) - MOST_LEDGERS),
@@ -292,6 +302,33 @@ def _curve_cards(
          "svg": svg(lines_panel(c, _unlabelled(lines), kind.axis_title), f"{name}-{c.column}", width, height)}
         for c, lines in found if lines
     ]  # fmt: skip
+
+
+def _over_distance(runs: Sequence[RunData]) -> list[tuple[str, str, Draw]]:
+    """(title, how to read it, panel) of what is drawn over the KL from the start: proxy and gold of a run, the frontier of
+    several."""
+    if len(runs) == 1:
+        found = [("Proxy and gold over the KL", optimisation_note(runs[0]), draw_optimisation(runs[0]))]
+        return found if has_gold(runs[0]) else []
+    groups = group(runs)
+    column = frontier_column(groups)
+    if not column:
+        return []
+    what = "Gold reward" if column == GOLD else "Reward"
+    return [
+        (
+            f"{what} over the KL",
+            "a line is a run, its end the dot; up and left is better",
+            draw_frontier(groups, column),
+        )
+    ]
+
+
+def _distance_cards(runs: Sequence[RunData]) -> list[dict[str, str]]:
+    return [
+        {"title": title, "note": note, "svg": svg(draw, f"main-{DISTANCE}", 5.6, 2.7)}
+        for title, note, draw in _over_distance(runs)
+    ]
 
 
 def _unlabelled(lines: Sequence[Line]) -> list[Line]:

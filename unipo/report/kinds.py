@@ -133,7 +133,9 @@ TEXT = Kind(
     reward=Curve(title="Reward", column="reward", note="mean over everything sampled in the step"),
     curves=(
         Curve(title="Completion length", column="length", note="tokens"),
+        Curve(title="Gold reward", column="gold", note="measured, never trained on"),
         *_common("token"),
+        Curve(title="KL of answers", column="kl_answer", note="to the start, nats per answer"),
         Curve(title="Truncated share", column="truncated_share", note="completions that ran out of tokens", percent=True),
         Curve(title="Accuracy on the closest pairs", column="accuracy_closest",
               note="the quarter whose answers differ least, by rating or by score", percent=True),
