@@ -78,7 +78,8 @@ class DataReport:
     """`characters`, `tokens`: lengths by "prompt", "completion", "chosen", "rejected" (tokens: with a tokenizer only).
 
     `rewards`: spread by source ("" where rows name none). `groups`: spread of the number of rollouts per group, None
-    without rollouts. `repeated_prompts`: rows whose prompt an earlier row has (0 where answers are rated or judged, and that is meant).
+    without rollouts. `repeated_prompts`: rows whose prompt an earlier row has (0 where answers are rated or judged: there it is
+    meant).
     `pairs`: what comparisons say of themselves, None without any. `problems`: the first found, `more` others.
     """
 

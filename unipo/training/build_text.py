@@ -20,19 +20,20 @@ from unipo.sources.rollouts import Rollouts
 from unipo.sources.rows import Rows
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.training.config import ConfigError, RunConfig
-from unipo.training.fingerprint import ROOT, fingerprint
+from unipo.training.fingerprint import fingerprint
 from unipo.training.judging import PairEvaluator, arranged, judged
 from unipo.training.loop import Run
 from unipo.training.problems import load_problems, scorer
 from unipo.training.progress import Progress
 from unipo.training.records import Records
+from unipo.training.references import TINY, load_references, model_folder, store_references
 from unipo.training.rounds import offline_round
 from unipo.training.stored_rows import fixed_rows, replay_of
 from unipo.training.suitable import check_guidance, check_prompts, check_rewards, check_sources, check_tasks
 from unipo.training.text import Evaluator, TextData
 from unipo.training.threads import use_threads
 
-TINY = ROOT / "tasks" / "tiny"
+__all__ = ["TINY", "build_text", "model_folder"]
 
 
 def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None) -> Run:
@@ -43,7 +44,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     torch.manual_seed(config.seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     problems = load_problems(config, recipe.rollouts.arms)
-    policy, references = load_players(config, recipe, device)
+    policy = load_trained(config, recipe, device)
     check_tasks(config, recipe, problems)
     check_guidance(config, recipe, problems)
     check_rewards(config, recipe, problems)
@@ -62,6 +63,8 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
             f"{config.method!r} meets samples of {', '.join(sorted(recipe.rollouts.players))}, which may change while --ahead "
             "samples: leave out --ahead"
         )
+    fixed = arranged(fixed_rows(config, policy, problems), recipe.arrange, policy.tokenizer)
+    references = load_references(config, recipe, policy, fixed, device)
     rollouts: Rollouts | Ahead | None = None
     sources: dict[str, Source] = {}
     if recipe.samples:
@@ -75,7 +78,6 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     replay = replay_of(config, recipe, policy)
     if replay is not None:
         sources["replay"] = replay
-    fixed = arranged(fixed_rows(config, policy, problems), recipe.arrange, policy.tokenizer)
     sources.update(fixed)
     if recipe.round is not None:
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
     )  # fmt: skip
     if recipe.judges and "pairs" in fixed:
         held_out = judged(fixed, config, recipe.arrange, policy, problems)
+    references = store_references(config, recipe, fixed, references)
     updates = config.steps * recipe.passes * recipe.minibatches
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"),
                       gradient_parts=recipe.gradient_parts)  # fmt: skip
@@ -125,9 +128,8 @@ def _resized(recipe: Recipe, config: RunConfig) -> Recipe:
 
 
 # ---- players -----------------------------------------------------------------------------------------------------------
-def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenPolicy, dict[str, TokenPolicy]]:
-    """The policy, and what `recipe.needs` says beside it: a value head, a frozen reference (the adapter switched off
-    for LoRA), and the recipe's other snapshots."""
+def load_trained(config: RunConfig, recipe: Recipe, device: str) -> TokenPolicy:
+    """The policy that is trained, with a value head where `recipe` needs one."""
     lora = LoraSettings(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
     name = model_folder(config.model)
     policy = load_policy(name, config.dtype, lora, device, config.temperature)
@@ -138,22 +140,4 @@ def load_players(config: RunConfig, recipe: Recipe, device: str) -> tuple[TokenP
         policy.value_head = None
     policy.judges = recipe.judges
     policy.parametric = parametric(recipe.needs.signals)
-    references: dict[str, TokenPolicy] = {}
-    for who in sorted(recipe.others | ({"reference"} if config.gold else set())):
-        moves = who in recipe.snapshots and recipe.snapshots[who].moves
-        if lora is not None and (moves or who in recipe.rollouts.players):
-            raise ConfigError(
-                f"{config.method!r} {'renews' if moves else 'samples'} a copy of the policy ({who}), which --lora-rank does not "
-                "keep: train all weights"
-            )
-        if lora is not None:
-            references[who] = TokenPolicy(policy.model, policy.tokenizer, config.temperature, adapter=False)
-        else:
-            references[who] = load_policy(name, config.dtype, None, device, config.temperature)
-            references[who].value_head = None
-    return policy, references
-
-
-def model_folder(name: str) -> str:
-    """Where a model is: "tiny" is the shipped one."""
-    return str(TINY) if name == "tiny" else name
+    return policy

@@ -135,6 +135,8 @@ class RunConfig(BaseConfig):
 
     model: str = "tiny"
     """"tiny" (shipped, about 1M parameters, warm-started on the embedded tasks), a folder, or a hub name."""
+    reference: str = ""
+    """Frozen reference of methods that ask for one: a folder or hub name (default: the model as it starts)."""
     reward: str = ""
     """Rewards, comma-separated, each NAME[*WEIGHT]: a name (math, exact_match), package.module:function or
     file.py:function. Default: the task's own; "math" for datasets."""
