@@ -297,7 +297,7 @@ METHODS = (
         title="Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly an Adversarial Regularizer",
         equation="L = DPO - sft * mean_chosen log pi,  sft = eta * beta",
         claim="on pairs that cover the answers in part, DPO with likelihood of the chosen reaches a higher KL-regularised reward "
-              "than DPO, at a smaller KL, and does not fall when trained on; too much of it is imitation",
+              "than DPO, at a smaller KL, and falls less when trained on; too much of it is imitation, with less reward",
         identity_tests=_tests("test_rpo_at_zero_weight_is_dpo", "test_rpo_without_margin_is_likelihood", "test_rpo_gradients_add",
                               "test_rpo_keeps_winners_likely_where_dpo_need_not", "test_offline_vpo_on_the_chosen_is_rpo"),
     ),
