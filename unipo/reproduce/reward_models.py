@@ -148,7 +148,7 @@ DR_SOW = Claim(
     "answers by the last rung over the first: the sum, the average over tokens (what the released scorer returns), the strong "
     "model's log-probability alone, and the true reward itself. Ladder and rates were chosen on seeds from 1000 on. Small models "
     "trained from scratch in place of released pairs of language models; no criterion in the context. "
-    "Seen: the strong model's log-probability alone also orders answers better the further it was trained, but never as well as "
+    "Seen: the strong model's log-probability alone also orders answers better the further it was trained, but less well than "
     "the ratio; the average over tokens orders answers worse than the sum and teaches as much.",
 )
 CLAIMS = (DR_SOW,)
