@@ -12,6 +12,7 @@ from unipo.reproduce import (
     bandits,
     constrained,
     control_applications,
+    control_preferences,
     edited_answers,
     estimation_theory,
     gradients,
@@ -43,7 +44,7 @@ from unipo.reproduce.run import VERDICTS, run_claim, shown, write
 PAGES = (bandits, gradients, group_variants, offline, online, mixed, stale_data, optimizers, tabular_theory, estimation_theory,
          on_policy_control, actor_critic, control_applications, regressions, supervised, guided, self_tuning, token_rewards,
          segments, text_applications, preference_data, preferences, preference_games, constrained, reward_models,
-         preference_lists, edited_answers)  # fmt: skip
+         preference_lists, edited_answers, control_preferences)  # fmt: skip
 CLAIMS: Mapping[str, Claim] = {claim.slug: claim for page in PAGES for claim in page.CLAIMS}
 """The claim of every method that has one, by slug."""
 
