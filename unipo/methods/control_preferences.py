@@ -72,6 +72,14 @@ METHODS: tuple[Method, ...] = (
         equation="L = mean_pairs -log sigmoid(S(+) - lam S(-)) - bc mean log pi,   S = sum_t gamma^t alpha log pi(a_t | s_t)",
         claim="from pairs of segments labelled by regret CPL finds better policies than imitation of the preferred segments, and "
               "no worse ones than a reward model and planning; with labels by return it does not",
-        identity_tests=(),
+        identity_tests=tuple(_TESTS + t for t in (
+            "test_segments_of_one_step_are_dpo",
+            "test_advantages_of_both_sides",
+            "test_only_a_factor_below_one_sees_how_likely_all_of_the_data_are",
+            "test_regret_labels_have_the_best_policy_as_minimiser",
+            "test_much_cloning_is_behaviour_cloning",
+            "test_the_fixed_gaussian_has_no_constant",
+            "test_the_better_segment_is_preferred",
+            "test_a_run_learns_from_pairs_and_from_nothing_else")),
     ),
 )  # fmt: skip
