@@ -136,7 +136,7 @@ def test_faults_of_groups_over_several_rows(tmp_path: Path) -> None:
 
 
 def test_missing_columns_name_what_is_near(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'chosen'.*columns: prompt, completions, scores"):
+    with pytest.raises(DataError, match=r"no column 'ratings' \(is 'scores' meant\?\)"):
         read(tmp_path, {"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]})
 
 
