@@ -45,7 +45,7 @@ from unipo.objectives import (
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
 from unipo.sources.beginnings import Reset
 from unipo.sources.controllers import Switch
-from unipo.sources.editing import EDITED, GIVEN, Corrected, Editor, EditViews
+from unipo.sources.editing import EDITED, GIVEN, NOBODY, Corrected, Editor, EditViews
 from unipo.sources.explained import RATIONALE, Explained
 
 
@@ -58,15 +58,16 @@ def opa_dpo(*, align: int = 50, beta: float = 0.1, editor: str | Editor = "", gr
         R_c(y) = beta sum_t c_t log( pi / pi_align )(y_t),   r = R_1,   ls = - log sigmoid
 
     l is an answer of the policy, w what the `editor` made of it, or the prompt's demonstration: L is the sum over both kinds
-    of pairs. c_t = 1 + (4 - severity) / 2 on what was changed, else 1; d_t = `focus` on what was changed because the prompt was
-    misread. The reference pi_align is the policy at step `align`. Without an editor the pairs are the data's (--pairs), and
-    `severity` is of all that differs. Departs from the paper: answers are those of the policy as it is, drawn anew in every
-    step; the optimiser is not started anew; masked prompts have other tokens where images have their mean.
+    of pairs (`editor` demonstration: the second alone). c_t = 1 + (4 - severity) / 2 on what was changed, else 1; d_t = `focus`
+    on what was changed because the prompt was misread, else 1. The reference pi_align is the policy at step `align`. Without an
+    editor the pairs are the data's (--pairs), and `severity` is of all that differs. Departs from the paper: answers are those
+    of the policy as it is, drawn anew in every step; the optimiser is not started anew; masked prompts have other tokens where
+    images have their mean.
     """
     phase = Knob("align", 1.0)
     shown = Likelihood(rows=pairs & Marked(), name="align")
     found: Objective = nothing
-    for made in (EDITED, GIVEN) if editor else (EDITED,):
+    for made in (GIVEN,) if editor == NOBODY else (EDITED, GIVEN) if editor else (EDITED,):
         found = found + _edited(made, beta, context, anchor)
     stages = (Corrected(editor, focus),) if editor else ()
     return Recipe(

@@ -33,6 +33,8 @@ from unipo.sources.prompts import Prompt
 
 Editor = Callable[..., Any]
 EDITED, GIVEN = "edited", "given"
+NOBODY = "demonstration"
+"""In the place of an editor: answers are compared with the prompts' demonstrations alone."""
 WEIGHTS = ("edit_weight", "context_weight")
 SLIGHT = 4.0
 """The severity at which a changed token counts as much as any other."""
@@ -121,6 +123,10 @@ class Corrected(Augment):
     def beside(self) -> Corrected:
         return replace(self, keep=True)
 
+    def lacks(self, prompt: Prompt) -> str:
+        missing = self.editor == NOBODY and prompt.demonstration is None
+        return "a column 'demonstration' (or 'completion') with a right answer" if missing else ""
+
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         answers = Answers.of(groups, drawn)
         texts = answers.texts(drawn)
@@ -151,6 +157,8 @@ class Corrected(Augment):
 
     def edited(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Sequence[Any]:
         """What the editor says of answers [n]. Raises RewardError where it does not say something of each."""
+        if self.editor == NOBODY:
+            return [None] * len(texts)
         edit = _imported(self.editor) if isinstance(self.editor, str) else self.editor
         names = dict.fromkeys(name for p in prompts for name in p.columns)
         columns = {name: [p.columns.get(name) for p in prompts] for name in names}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.sources.arrange import Arrange
+from unipo.sources.data_problems import DataError, Problem
 from unipo.sources.encode import encode_completion
 from unipo.sources.guidance import plain_tokens
 from unipo.sources.keyed import keyed_generator
@@ -25,7 +26,7 @@ class Explained(Arrange):
     """The rationale of each pair as an answer to its prompt with both answers behind it, kind "rationale", in the pair's group.
 
     `form`: what stands behind the prompt; which answer comes first is drawn for each row, so that the place says nothing. In
-    rationales {chosen} and {rejected} stand for the `names` of the places. Raises ValueError for pairs without a rationale.
+    rationales {chosen} and {rejected} stand for the `names` of the places. DataError for pairs without any rationale.
     """
 
     columns: ClassVar[frozenset[str]] = frozenset()
@@ -56,9 +57,8 @@ class Explained(Arrange):
             tokens.append(self.said(why[won], swapped, tokenizer))
             group, of = [*group, g], [*of, won]
         if not of:
-            raise ValueError(
-                "the method learns from the reason of each preference, and no pair has one: give pairs with a column 'rationale'"
-            )
+            remedy = "say in a column 'rationale' why the chosen answer is better, or take a method that does not ask"
+            raise DataError([Problem("the pairs", "no rationale", remedy, column=RATIONALE)])
         n, prompt = len(of), rows["prompt_id"][torch.tensor(of)].tolist()
         made = Episodes.build(tokens, contexts, prompt_id=prompt, kind=[RATIONALE] * n, chosen=[True] * n,
                               policy_version=[-1] * n, truncated=[False] * n)  # fmt: skip
