@@ -390,7 +390,7 @@ CLAIMS = (
         f"over 0 to 1; the reward model errs by {NOISE} * 4 s (1 - s) standard deviations, once per answer. {ANSWERS} answers "
         "per prompt, 40 updates of PPO with a critic and the paper's KL of 0.01 in the reward, whitened before the filter. R^2 "
         f"is that of the answers a filter leaves of {20 * JUDGED} groups sampled at the start. Changed: it was a network over "
-        "ten prompts, whose intervals left both filters open, at -0.02. Looked at on other seeds: a model whose middle says nothing "
-        "at all (actual scores 0 or 1, at random in the middle) has the same order.",
+        "ten prompts, whose intervals left both filters open, at -0.02. Looked at on other seeds: a model whose middle says "
+        "nothing at all (actual scores 0 or 1, at random in the middle) has the same order.",
     ),
 )
