@@ -33,9 +33,9 @@ def neighbour_distance(points: Tensor, k: int) -> Tensor:
     for rows in torch.arange(n).split(max(1, CHUNK // n)):
         scale = norm[rows, None] + norm
         square = scale - 2.0 * x[rows] @ x.T
-        square = torch.where(square > ROUNDING * scale, square, 0.0)
+        square[square <= ROUNDING * scale] = 0.0
         square[torch.arange(len(rows)), rows] = torch.inf
-        found.append(square.kthvalue(min(k, n - 1), dim=1).values.sqrt())
+        found.append(square.topk(min(k, n - 1), dim=1, largest=False).values[:, -1].sqrt())
     return torch.cat(found).to(points.dtype)
 
 
