@@ -29,6 +29,7 @@ from unipo.sources.arrange import Arrange
 from unipo.sources.augment import Augment
 from unipo.sources.companions import CompanionSpec
 from unipo.sources.controllers import Controller
+from unipo.sources.directions import Asking
 from unipo.sources.spec import ControlSpec, RolloutSpec
 from unipo.sources.two_stage import DescribeThenReason
 
@@ -221,6 +222,8 @@ class Recipe:
         """
         lead, second = (self, other) if self.samples or not other.samples else (other, self)
         rollouts = lead.rollouts
+        if rollouts.ask == Asking():
+            rollouts = replace(rollouts, ask=second.rollouts.ask)
         if second.samples:
             own, more = _stages(lead, second), _stages(second, lead)
             _check_columns(own, more)

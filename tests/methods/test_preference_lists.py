@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.toys import gradient
 from unipo import functional as F
 from unipo.episodes import Episodes
+from unipo.methods.policy_gradients import grpo, sft
 from unipo.methods.preference_lists import lipo, reward_augmented_dpo, suboptimal_onpolicy
 from unipo.methods.preferences import dpo
 from unipo.objectives import (
@@ -36,6 +37,7 @@ from unipo.policies import load_policy
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.training import FreshAndReplayed, train
+from unipo.sources.directions import Asking
 from unipo.sources.explained import texts_of
 from unipo.sources.goals import GoalPairs, RatingGoal
 from unipo.sources.keyed import keyed_generator
@@ -578,6 +580,14 @@ def test_goals_in_text() -> None:
     assert asked.text == "Score 8: 2+3="
     chat = recipe.rollouts.ask.held_out(Prompt(id=1, text=[{"role": "user", "content": "2+3="}]))
     assert chat.text[0] == {"role": "system", "content": "Score 8:"}
+
+
+def test_in_a_sum_all_prompts_ask_for_the_best() -> None:
+    goal = reward_augmented_dpo(best=8.0)
+    for made in (grpo() + 0.1 * goal, goal + sft(), sft() + goal):
+        assert made.rollouts.ask == goal.rollouts.ask
+        assert made.arrange == goal.arrange
+    assert (grpo() + dpo()).rollouts.ask == Asking()
 
 
 def test_pairs_without_ratings_are_told() -> None:
