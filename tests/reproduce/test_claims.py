@@ -39,7 +39,8 @@ def checked(verdict: dict, claim: Claim) -> None:
             if metric != "learning_rate":
                 assert len(found["seeds"]) == len(verdict["seeds"])
                 assert None not in found["seeds"], (arm, metric)
-                assert found["mean"] == pytest.approx(sum(found["seeds"]) / len(found["seeds"]), rel=1e-3, abs=1e-7)
+                digits = 1e-7 + 1e-4 * max(map(abs, found["seeds"]))  # five are written; seeds may cancel
+                assert found["mean"] == pytest.approx(sum(found["seeds"]) / len(found["seeds"]), rel=1e-3, abs=digits)
     parts = {p["verdict"] for p in verdict["expectations"]}
     assert (verdict["verdict"] == REPRODUCED) == (parts == {REPRODUCED})
     assert (verdict["verdict"] == NOT_REPRODUCED) == (NOT_REPRODUCED in parts)
