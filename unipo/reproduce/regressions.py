@@ -226,9 +226,10 @@ class Offline:
     recipe: Recipe
     rounds: int = 1
 
-    def collected(self, task: TabularTask, policy: NetworkPolicy, seed: int) -> tuple[Episodes, int]:
-        """(data of one round, tokens sampled for it)"""
-        rollouts = tabular_rollouts(task, policy, self.recipe.rollouts, seed)
+    def collected(self, task: TabularTask, policy: NetworkPolicy, seed: int, most: int) -> tuple[Episodes, int]:
+        """(data of one round, of at most so many answers a prompt; tokens sampled for it)"""
+        spec = replace(self.recipe.rollouts, group=min(self.recipe.rollouts.group, most))
+        rollouts = tabular_rollouts(task, policy, spec, seed)
         return rollouts.draw(0, 0), rollouts.tokens_sampled
 
 
@@ -248,7 +249,7 @@ def offline_trial(arm: Offline, rate: float, seed: int, steps: int) -> Mapping[s
     task, policy, tokens = chains(seed), copy.deepcopy(beginner(seed)), 0
     for round_ in range(arm.rounds):
         reference = copy.deepcopy(policy)
-        data, used = arm.collected(task, reference, key(seed, "round", round_) % 2**31)
+        data, used = arm.collected(task, reference, key(seed, "round", round_) % 2**31, 4 * steps)
         data, tokens = paired(data, seed) if arm.recipe.kinds == ("pair",) else data, tokens + used
         share = max(1, steps // arm.rounds)
         train((arm.recipe,), policy, lambda step, data=data: data, steps=share, rate=rate, reference=reference)  # type: ignore[misc]

@@ -7,6 +7,7 @@ import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ COLORS = {REPRODUCED: "green", NOT_REPRODUCED: "red", INCONCLUSIVE: "yellow"}
 
 
 def run_claim(claim: Claim, seeds: int, console: Console, steps: int | None = None) -> dict[str, Any]:
-    """The verdict as a dictionary with the keys `KEYS`. `steps` shortens every trial (for tests)."""
+    """The verdict as a dictionary with the keys `KEYS`. `steps` shortens every trial, at the first rate (for tests)."""
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}: an interval needs at least 2, a claim at least 1")
+    if steps is not None:
+        claim = replace(claim, steps=steps, grid=claim.grid[:1])
     threads, started = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)
     try:
@@ -48,8 +51,8 @@ def run_claim(claim: Claim, seeds: int, console: Console, steps: int | None = No
         values: dict[str, dict[str, list[float]]] = {}
         for arm in claim.arms:
             with console.status(f"{claim.slug}: {arm}"):
-                rates[arm] = tuned(claim, arm, steps or claim.steps)
-                runs = [trial(claim, arm, rates[arm], seed, steps or claim.steps) for seed in range(seeds)]
+                rates[arm] = tuned(claim, arm, claim.steps)
+                runs = [trial(claim, arm, rates[arm], seed, claim.steps) for seed in range(seeds)]
             values[arm] = {metric: [run[metric] for run in runs] for metric in runs[0]}
     finally:
         torch.set_num_threads(threads)
