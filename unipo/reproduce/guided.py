@@ -59,21 +59,21 @@ def solved(policy: TabularPolicy, answers: Sequence[Answer]) -> Tensor:
 
 # ---- Guide -------------------------------------------------------------------------------------------------------------
 HARD_FIRST, FAIR_FIRST, REST, HINTED = 0.005, 0.25, 0.4, 0.9
-ASKED = 2 * PROMPTS
+POSED = 2 * PROMPTS
 """Prompts of Guide: the first half almost never solved, the others now and then."""
 
 
 def guide_trial(phases: Phases, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     """The first token is the hard one, and what the hint reveals: a second row of the table for each prompt. A step of the
     claim is `2 * GROUP` rollouts per prompt, hinted ones counted: arms make as many updates as these pay for."""
-    answers = [answer(seed, q, VOCABULARY, LENGTH) for q in range(ASKED)]
-    rest, spent = [REST] * (LENGTH - 1), 2 * GROUP * ASKED * LENGTH * steps
-    chances = [[first, *rest] for first in [HARD_FIRST] * PROMPTS + [FAIR_FIRST] * PROMPTS] + [[HINTED, *rest]] * ASKED
+    answers = [answer(seed, q, VOCABULARY, LENGTH) for q in range(POSED)]
+    rest, spent = [REST] * (LENGTH - 1), 2 * GROUP * POSED * LENGTH * steps
+    chances = [[first, *rest] for first in [HARD_FIRST] * PROMPTS + [FAIR_FIRST] * PROMPTS] + [[HINTED, *rest]] * POSED
     policy = table([*answers, *answers], chances, VOCABULARY)
-    task = TabularTask(2 * ASKED, VOCABULARY, LENGTH, lambda q, tokens: float(tokens == answers[q % ASKED]))
-    asked = TabularTask(ASKED, VOCABULARY, LENGTH, task.reward)
-    shown = TabularPrompts(asked, columns={q: {"hint": str(ASKED + q)} for q in range(ASKED)})
-    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, ASKED)
+    task = TabularTask(2 * POSED, VOCABULARY, LENGTH, lambda q, tokens: float(tokens == answers[q % POSED]))
+    asked = TabularTask(POSED, VOCABULARY, LENGTH, task.reward)
+    shown = TabularPrompts(asked, columns={q: {"hint": str(POSED + q)} for q in range(POSED)})
+    rollouts = tabular_rollouts(task, policy, phases[0].rollouts, seed, shown, POSED)
     tokens, curve = [0], [solved(policy, answers)]
 
     def draw(step: int) -> Episodes:
@@ -269,7 +269,7 @@ CLAIMS = (
             Expectation(arm="guide", metric="hard prompts", than="grpo on mixed groups", least=0.0),
             Expectation(arm="guide", metric="mean success", than="always guided", least=0.0),
         ),
-        note=f"A table of logits, {ASKED} prompts with one right answer of {VOCABULARY**LENGTH:,}; half of them are solved "
+        note=f"A table of logits, {POSED} prompts with one right answer of {VOCABULARY**LENGTH:,}; half of them are solved "
         f"{HARD_FIRST * REST**3:.1e} of the time, half {FAIR_FIRST * REST**3:.3f}, with the hint (it reveals the first token) "
         f"{HINTED * REST**3:.2f}; groups of {GROUP} and as many guided, {2 * GROUP} in the arms without hints. All arms "
         f"sample {40 * 2 * GROUP} rollouts per prompt, hinted ones counted, so that Guide makes more updates than where "
