@@ -23,15 +23,21 @@ SFT = build("sft", {})
 Answer = tuple[int, ...]
 
 
+def progression(a: int, d: int, n: int, numbers: int, longest: int) -> tuple[Answer, torch.Tensor]:
+    """n terms behind a in steps of d, modulo `numbers`, and the end; and what is seen of the prompt: a, d and n, as onehots."""
+    one = torch.eye(numbers)
+    answer = (*((a + d * k) % numbers for k in range(1, n + 1)), numbers)
+    return answer, torch.cat([one[a], one[d], (torch.arange(longest) < n).float()])
+
+
 @lru_cache(64)
 def progressions(seed: int) -> tuple[TabularTask, list[Answer], torch.Tensor]:
     """A task; its answers: n terms of a + k d modulo 5 and the end; and what a policy sees of each prompt: a, d and n."""
     every = [(a, d, n) for a in range(DIGITS) for d in range(1, DIGITS) for n in range(1, TERMS + 1)]
     order = keyed_generator(seed, "progressions").permutation(len(every))[:PROMPTS]
     asked = [every[i] for i in order.tolist()]
-    answers = [(*((a + d * k) % DIGITS for k in range(1, n + 1)), DIGITS) for a, d, n in asked]
-    one, still = torch.eye(DIGITS), torch.arange(TERMS)
-    seen = torch.stack([torch.cat([one[a], one[d], (still < n).float()]) for a, d, n in asked])
+    made = [progression(a, d, n, DIGITS, TERMS) for a, d, n in asked]
+    answers, seen = [answer for answer, _ in made], torch.stack([seen for _, seen in made])
     task = TabularTask(PROMPTS, DIGITS + 1, TERMS + 1, lambda q, tokens: float(tokens == answers[q]), end=DIGITS)
     return task, answers, seen
 
