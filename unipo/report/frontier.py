@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from unipo.report.groups import Group
-from unipo.report.plots import PALETTE, SMOOTH_FROM, Draw, smooth
+from unipo.report.plots import PALETTE, Draw, thin
 from unipo.report.runs import RunData
 from unipo.report.text import number
 
 DISTANCE, GOLD, PROXY = "kl_answer", "gold", "reward"
+POINTS = 16
+"""A path is drawn by so many points: between neighbouring steps both numbers are noise, and it would be a scribble."""
 ALIKE = 4.0
 """Two rewards share an axis where neither's range is more than so many times the other's."""
 FELL = 0.1
@@ -36,14 +38,13 @@ class Path:
 
 
 def path_of(run: RunData, column: str) -> Path | None:
-    """The steps that know both, with running means where there are many; None below two."""
+    """The steps that know both, as means over at most POINTS stretches of them; None below two."""
     distance, values = run.column(DISTANCE), run.column(column)
     known = np.isfinite(distance) & np.isfinite(values)
     if known.sum() < 2:
         return None
-    found = [np.maximum(distance[known], 0.0), values[known]]
-    distance, values = (smooth(x) if len(x) >= SMOOTH_FROM else x for x in found)
-    return Path(distance=distance, values=values, steps=run.metrics["step"][known])
+    steps, (distance, values) = thin(run.metrics["step"][known], np.stack([distance[known], values[known]]), POINTS)
+    return Path(distance=np.maximum(distance, 0.0), values=values, steps=steps)
 
 
 def has_gold(run: RunData) -> bool:
@@ -75,9 +76,9 @@ def draw_optimisation(run: RunData) -> Draw:
         ranges = [max(float(np.ptp(p.values)), 1e-12) for p in (proxy, gold)]
         together = max(ranges) <= ALIKE * min(ranges) and _near(proxy.values, gold.values)
         right = ax if together else ax.twinx()
-        first = ax.plot(proxy.distance, proxy.values, color=PALETTE[0], label="trained on")
-        second = right.plot(gold.distance, gold.values, color=PALETTE[1], label="gold")
-        right.plot(gold.distance[gold.top], gold.values[gold.top], "o", color=PALETTE[1], markersize=6)
+        first = ax.plot(proxy.distance, proxy.values, "o-", color=PALETTE[0], label="trained on", markersize=3)
+        second = right.plot(gold.distance, gold.values, "o-", color=PALETTE[1], label="gold", markersize=3)
+        right.plot(gold.distance[gold.top], gold.values[gold.top], "o", color=PALETTE[1], markersize=7)
         if right is not ax:
             right.grid(False)
             right.spines[["top", "right", "left", "bottom"]].set_visible(False)
@@ -104,8 +105,9 @@ def draw_frontier(groups: Sequence[Group], column: str) -> Draw:
         for i, g in enumerate(groups):
             color, paths = PALETTE[i % len(PALETTE)], [p for run in g.runs if (p := path_of(run, column)) is not None]
             for path in paths:
-                ax.plot(path.distance, path.values, color=color, alpha=0.85 if len(paths) == 1 else 0.5, linewidth=1.5)
-                ax.plot(path.distance[-1], path.values[-1], "o", color=color, markersize=6)
+                faint = 0.9 if len(paths) == 1 else 0.5
+                ax.plot(path.distance, path.values, "o-", color=color, alpha=faint, linewidth=1.5, markersize=2.5)
+                ax.plot(path.distance[-1], path.values[-1], "o", color=color, markersize=7)
         _distance_axis(ax)
 
     return draw
