@@ -108,7 +108,7 @@ def test_every_file_of_a_run_is_documented_and_real(run: Path) -> None:
     there = {p.name for p in run.iterdir()}
     stems = {name.split("/")[0] for name in known}
     assert not [name for name in there if name not in stems and not name.startswith("report_")]
-    optional = {"events.jsonl", "round.parquet", "report.html"}
+    optional = {"events.jsonl", "round.parquet", "references", "report.html"}
     assert {s for s in stems if "*" not in s} - optional <= there
     sample = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
     assert set(sample) == {"step", "prompt", "completion", "reward", "source", "truncated"}
