@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from unipo.tabular.mdp import KL, FiniteMDP
 from unipo.tasks.environments.frozen_lake import PostDecisionFrozenLake
 
 SLIP, DISCOUNT, TEMPERATURE = 0.3, 0.95, 0.05
-EPISODES, SEGMENT, COUNT, BATCH = 4000, 4, 2000, 64
+EPISODES, HORIZON, SEGMENT, COUNT, BATCH = 4000, 50, 4, 2000, 64
 
 
 @lru_cache(maxsize=1)
@@ -38,34 +37,29 @@ def lake() -> tuple[FiniteMDP, Tensor]:
 
 @lru_cache(maxsize=16)
 def wandering(seed: int) -> Episodes:
-    """Episodes of a uniform policy."""
-    env, draw = PostDecisionFrozenLake(slip=SLIP), keyed_generator(seed, "wandering")
-    seen, acted, paid, lengths, finals, ended = [], [], [], [], [], []
-    observation, _ = env.reset(seed=int(draw.integers(2**31)))
-    for _ in range(EPISODES):
-        begun = len(paid)
-        while True:
-            action = int(draw.integers(4))
-            seen.append(observation)
-            observation, reward, over, cut, _ = env.step(action)
-            acted.append(action)
-            paid.append(reward)
-            if over or cut:
-                break
-        lengths.append(len(paid) - begun)
-        finals.append(observation)
-        ended.append(over)
-        observation, _ = env.reset()
-    one = torch.arange(EPISODES + 1)
+    """Episodes of a uniform policy that begin anywhere, with the mean rewards of what it did."""
+    mdp, _ = lake()
+    uniform = torch.full((mdp.states, mdp.actions), 1.0 / mdp.actions, dtype=torch.float64)
+    live = (~ending(mdp)).double()
+    run = replace(mdp, initial=live / live.sum()).sample(uniform, EPISODES, HORIZON, keyed_generator(seed, "wandering"))
+    over = ending(mdp)[run.next_state]
+    lengths = torch.where(over.any(1), over.int().argmax(1) + 1, HORIZON)
+    kept, last = torch.arange(HORIZON) < lengths[:, None], lengths - 1
+    one, every = torch.arange(EPISODES + 1), torch.eye(mdp.states)
     columns = {
-        "observation": Column(torch.from_numpy(np.stack(seen)), "step"),
-        "action": Column(torch.tensor(acted), "step"),
-        "reward": Column(torch.tensor(paid, dtype=torch.float64), "step"),
-        "final_observation": Column(torch.from_numpy(np.stack(finals)), "episode"),
-        "terminated": Column(torch.tensor(ended), "episode"),
-        "truncated": Column(~torch.tensor(ended), "episode"),
+        "observation": Column(every[run.state[kept]], "step"),
+        "action": Column(run.action[kept], "step"),
+        "reward": Column(run.reward[kept], "step"),
+        "final_observation": Column(every[run.next_state[torch.arange(EPISODES), last]], "episode"),
+        "terminated": Column(over.any(1), "episode"),
+        "truncated": Column(~over.any(1), "episode"),
     }
-    return Episodes({"turn": offsets_of(torch.tensor(lengths)), "episode": one, "group": one}, columns)
+    return Episodes({"turn": offsets_of(lengths), "episode": one, "group": one}, columns)
+
+
+def ending(mdp: FiniteMDP) -> Tensor:
+    """[S] bool: states that lead to themselves, whatever is done."""
+    return mdp.transition.diagonal(dim1=0, dim2=2).min(0).values == 1
 
 
 def by_regret(parts: Episodes) -> Tensor:
@@ -128,8 +122,7 @@ def planned(mdp: FiniteMDP, data: Episodes, rate: float, steps: int) -> Tensor:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    ends = mdp.transition.diagonal(dim1=0, dim2=2).T.min(1).values == 1
-    paid = torch.where(ends[:, None], 0.0, reward.detach() - reward.max().detach())
+    paid = torch.where(ending(mdp)[:, None], 0.0, reward.detach() - reward.max().detach())
     return (
         FiniteMDP(transition=mdp.transition, reward=paid, initial=mdp.initial, discount=mdp.discount).optimal().policy
     )
@@ -163,7 +156,8 @@ CPL = Claim(
         Expectation(arm="cpl, lam 1", metric="return", than="reward model and planning", least=-0.05),
         Expectation(arm="cpl", metric="return", than="cpl, labels by return", least=0.0),
     ),
-    note=f"The post-decision frozen lake (4x4, slip {SLIP:g}, discount {DISCOUNT:g}); {EPISODES} episodes of a uniform policy, "
+    note=f"The post-decision frozen lake (4x4, slip {SLIP:g}, discount {DISCOUNT:g}); {EPISODES} episodes of a uniform policy that "
+    "begin anywhere, "
     f"{COUNT} pairs of segments of {SEGMENT} steps, the better one by the advantage of the best policy with entropy (temperature "
     f"{TEMPERATURE:g}) preferred. alpha 0.1, lam 0.5, a network of 32 units, 250 batches of {BATCH} pairs. Returns are exact, "
     "as shares of the best policy's; of the policy as it acts, and of its mode. Planning knows the true dynamics, which no "
