@@ -18,7 +18,7 @@ from unipo.objectives import AffineOutcome, GroupStd, KLPenalty, LeaveOneOut, No
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.online import scattered
 from unipo.sources.companions import seeded, torch_generator
-from unipo.sources.filters import OneOfEach
+from unipo.sources.filters import OneOfEach, RepeatedByDifficulty
 from unipo.sources.flow import FlowNet, FlowReward
 from unipo.sources.tabular import tabular_rollouts
 from unipo.sources.token_rewards import TokenCredit
@@ -243,6 +243,18 @@ def test_one_pair_of_a_prompt_has_the_direction_of_its_policy_gradient() -> None
     ascent = p * (right - success)
     factor = 2 * (success**2 + (1 - success) ** 2) / (success * (1 - success)) * len(arm) / (len(arm) - 1)
     assert torch.allclose(-loss, factor * ascent, atol=1e-12)
+
+
+def test_hard_groups_are_repeated_as_groups_of_their_own() -> None:
+    """Mean rewards 0.1, 0.5, 0.75, 0.9 of four groups: 6, 4, 2 and no copies, in order."""
+    rewards = [1.0] + [0.0] * 9 + [1.0, 0.0] + [1.0, 1.0, 1.0, 0.0] + [1.0] * 9 + [0.0]
+    group = [0] * 10 + [1] * 2 + [2] * 4 + [3] * 10
+    rows = Episodes.build([[0]] * 26, [[g] for g in group], group, kind=["rollout"] * 26, prompt_id=group)
+    made = RepeatedByDifficulty()(rows.with_columns("episode", reward=torch.tensor(rewards)), 8)
+    assert made.lengths("group", "episode").tolist() == [10] * 6 + [2] * 4 + [4] * 2
+    assert made.reduce("reward", to="group", how="mean").tolist() == pytest.approx([0.1] * 6 + [0.5] * 4 + [0.75] * 2)
+    assert oreal(repeats="paper").rollouts.relabel[0] == RepeatedByDifficulty()
+    assert not len(RepeatedByDifficulty(())(made, 8))
 
 
 def test_one_of_each_outcome_is_kept_and_all_are_counted() -> None:

@@ -8,6 +8,7 @@ from unipo.rewards import (
     Formatted,
     ForTask,
     Near,
+    Overlap,
     Prefix,
     RewardError,
     RewardSet,
@@ -35,6 +36,15 @@ def test_within_is_strict_and_counts_what_is_no_number_as_wrong():
 def test_near_falls_with_the_error_of_either_sign():
     errors = judged(Near(0.5), ["3.0", "3.5", "2.5", "4.0", "x"], answer=["3"] * 5)
     assert errors == pytest.approx([1.0, math.exp(-0.5), math.exp(-0.5), math.exp(-2.0), 0.0])
+
+
+def test_overlap_of_intervals_by_hand():
+    said = ["2 6", "x#4, 8", "0 4", "7 9", "6 4", "5", "1 x", "4 8 9"]
+    assert judged(Overlap(), said, answer=["4 8"] * 8) == pytest.approx([2 / 6, 1, 0, 1 / 5, 0, 0, 0, 0])
+    apart = judged(Overlap(least=-1.0), ["0 1", "8 9", "9 8"], answer=["4 8"] * 3)
+    assert apart == pytest.approx([-3 / 8, 0, -1]), "as printed it is negative where the intervals are apart"
+    name, function, _ = resolve_reward("overlap(least=-1)")
+    assert (name, judged(function, ["0 1"], answer=["4 8"])) == ("overlap", [-3 / 8])
 
 
 def test_word_by_word_counts_the_level_only_after_the_class():

@@ -8,7 +8,8 @@ import torch
 from unipo.episodes import Episodes
 from unipo.policies.tabular import TabularPolicy
 from unipo.sources.augment import Drawn
-from unipo.sources.difficulty import RECENT, HelpInProportion
+from unipo.sources.difficulty import RECENT, Disturbed, HelpInProportion
+from unipo.sources.prompts import Prompt
 from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
 from unipo.sources.tabular import TabularPrompts, tabular_rollouts
@@ -60,3 +61,20 @@ def test_the_window_forgets() -> None:
         stage.difficulty(groups.with_columns("episode", reward=torch.tensor(rewards)), drawn)
     found = stage.difficulty(groups.with_columns("episode", reward=torch.tensor([0.2, 0.5, 0.9])), drawn)
     torch.testing.assert_close(found, torch.tensor([0.3, 0.0, -0.4], dtype=torch.float64), atol=1e-7, rtol=0)
+
+
+def test_easy_prompts_are_disturbed() -> None:
+    """Step 1: Delta = -1/2 of prompt 0: with noise 1, half of its one token, rounded up, stands before it once more."""
+    source = rollouts(HelpInProportion(most=0.0, noise=1.0))
+    assert contexts(source.draw(0, 0)) == {(0,), (1,)}
+    words = Prompt(id=7, text="3 1 4 1 5")
+    tokens, written = Disturbed().shown(words, 0.5, source.tokenizer, 8)
+    assert (len(tokens), tokens[3:], written) == (8, [3, 1, 4, 1, 5], [])
+    assert set(tokens[:3]) <= {3, 1, 4, 5}
+    assert tokens == Disturbed().shown(words, 0.5, source.tokenizer, 8)[0], "a function of the prompt"
+    assert Disturbed().shown(words, 0.0, source.tokenizer, 8) == ([3, 1, 4, 1, 5], [])
+    assert (
+        HelpInProportion(most=0.0).lacks(Prompt(id=0, text="1"))
+        == ""
+        != HelpInProportion().lacks(Prompt(id=0, text="1"))
+    )

@@ -71,7 +71,7 @@ def drpo(*, group: int = 8, temper: float = 0.1, tau: float = 10.0, longest: flo
     return Recipe(objective=gradient + region, rollouts=spec, epochs=epochs, minibatches=minibatches)
 
 
-def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, hints: float = 0.0, epochs: int = 1,
+def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, hints: float = 0.0, noise: float = 0.0, epochs: int = 1,
              minibatches: int = 1) -> Recipe:  # fmt: skip
     """Reg-GRPO of DeepVideo-R1 (arXiv 2506.07464): the z-score of the log-ratio is regressed to that of the reward.
 
@@ -82,8 +82,8 @@ def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, hints: float 
     rho is 0 and eps decides the size of the step (2: that of group-relative REINFORCE). Groups of equal rewards are left out and
     count. Without z-scores: `rebel`. `hints` 0.5 (the paper's augmentation of hard prompts; needs demonstrations in the
     prompts' data): groups that earn less than recent ones are sampled anew behind at most that share of the demonstration, as
-    prompts of their own. The paper's hint is cut from a trace of the model that has seen the answer; its noise on the
-    frames of easy videos has no counterpart in text.
+    prompts of their own; `noise`: groups that earn more, behind up to that share of their prompt's tokens out of order. The
+    paper's hint is cut from a trace of the model that has seen the answer, and its noise is on the frames of the video.
     """  # fmt: skip
     term: Objective = 2.0 * ScoreRegression(
         target=Standardised(scale=GroupStd(eps=0.0, ddof=0)),
@@ -94,7 +94,7 @@ def reg_grpo(*, group: int = 8, eps: float = 2.0, kl: float = 0.1, hints: float 
     )
     if kl:
         term = term + kl * KLPenalty(aggregate=EpisodeMean())
-    spec = RolloutSpec(group=group, augment=(HelpInProportion(most=hints),) if hints else ())
+    spec = RolloutSpec(group=group, augment=(HelpInProportion(most=hints, noise=noise),) if hints or noise else ())
     return Recipe(objective=term, rollouts=spec, epochs=epochs, minibatches=minibatches)
 
 

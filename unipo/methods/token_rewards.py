@@ -9,7 +9,7 @@ Both models are companions of the policy: they see its batches, add a column, an
 
 from __future__ import annotations
 
-from unipo.methods.method import Method
+from unipo.methods.method import Method, choice
 from unipo.methods.policy_gradients import grpo
 from unipo.objectives import (
     AffineOutcome,
@@ -29,7 +29,7 @@ from unipo.objectives import (
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.augment import Demonstrated
 from unipo.sources.controllers import Controller, Switch
-from unipo.sources.filters import MixedOutcomes, OneOfEach, Relabel
+from unipo.sources.filters import MixedOutcomes, OneOfEach, Relabel, RepeatedByDifficulty
 from unipo.sources.flow import FlowReward
 from unipo.sources.token_rewards import TokenCredit
 
@@ -69,10 +69,11 @@ def rlfr(*, group: int = 8, flow: float = 0.01, time: float = 0.8, threshold: fl
 
 CREDIT = {"learned": FromColumn("token_weight"), "one": One()}
 KEPT: dict[str, tuple[Relabel, ...]] = {"pair": (OneOfEach(),), "all": ()}
+REPEATS: dict[str, tuple[Relabel, ...]] = {"none": (), "paper": (RepeatedByDifficulty(),)}
 
 
 def oreal(*, group: int = 16, positive: float = 1.0, negative: float = 0.5, kl: float = 0.01, credit: str = "learned",
-          kept: str = "pair", warmup: int = 10, credit_rate: float = 1e-4) -> Recipe:  # fmt: skip
+          kept: str = "pair", repeats: str = "none", warmup: int = 10, credit_rate: float = 1e-4) -> Recipe:  # fmt: skip
     """OREAL (arXiv 2502.06781): clone what is right, push away what is wrong, each token as far as it decided the outcome.
 
         A_i = R_i - mean_{j != i} R_j,  R = +-1, over all rollouts; groups of equal outcome are left out
@@ -81,9 +82,11 @@ def oreal(*, group: int = 16, positive: float = 1.0, negative: float = 0.5, kl: 
         w_n = max(2 c_n - 1, 0) in right answers, max(1 - 2 c_n, 0) in wrong ones,  c: see `TokenCredit`
 
     `kept`: pair (one right and one wrong rollout of each prompt are trained on) or all. `credit`: learned, or one (w = 1).
+    `repeats` paper: groups solved less than .2, .6, .8 of the time count 6, 4, 2 times, easier ones not at all (the paper
+    repeats prompts, by an earlier model's rate).
     The policy stands still for the first `warmup` steps while the reward model learns: before it has, all w are 0.
 
-    Departs from the paper: rates of small models (paper: policy 5e-7, reward model 2e-6); no difficulty-dependent repeats.
+    Departs from the paper: rates of small models (paper: policy 5e-7, reward model 2e-6).
     Of its code: the KL is over everything kept, and cloning is multiplied by A (the paper states it without).
     """
     learned = credit == "learned"
@@ -95,7 +98,7 @@ def oreal(*, group: int = 16, positive: float = 1.0, negative: float = 0.5, kl: 
     objective = positive * raised + negative * lowered if negative else positive * raised
     return Recipe(
         objective=objective + kl * KLPenalty() if kl else objective,
-        rollouts=RolloutSpec(group=group, keep=MixedOutcomes(), relabel=KEPT[kept]),
+        rollouts=RolloutSpec(group=group, keep=MixedOutcomes(), relabel=(*choice(REPEATS, "repeats", repeats), *KEPT[kept])),
         learning_rate=Knob("learning_rate", 1.0), controllers=started_at(warmup if learned else 0),
         companions=(TokenCredit(learning_rate=credit_rate),) if learned else (),
     )  # fmt: skip

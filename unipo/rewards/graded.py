@@ -64,6 +64,35 @@ class Near:
 
 
 @dataclass(frozen=True, slots=True)
+class Overlap:
+    """Intersection over union of two intervals, "start end" (TempSamp-R1, arXiv 2509.18056): 1 where they are the same.
+
+        (min of ends - max of starts) / (max of ends - min of starts)         negative, down to -1, where they are apart
+
+    `least`: rewards below it are raised to it (0; -1 keeps the measure as it is printed). What is no interval, the end after
+    the start, has the reward `least`.
+    """
+
+    least: float = 0.0
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any] | None = None,
+                 **columns: Any) -> list[float | None]:  # fmt: skip
+        return _judged(completions, answer, lambda said, true: self.value(_numbers(said), _numbers(str(true))))
+
+    def value(self, said: Sequence[float], true: Sequence[float]) -> float:
+        if len(said) != 2 or not said[0] < said[1]:
+            return self.least
+        shared, spanned = min(said[1], true[1]) - max(said[0], true[0]), max(said[1], true[1]) - min(said[0], true[0])
+        return max(shared / spanned, self.least)
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a text of words; empty where a word is none."""
+    found = [number_in(word) for word in text.replace(",", " ").split()]
+    return [] if any(map(math.isnan, found)) else found
+
+
+@dataclass(frozen=True, slots=True)
 class WordByWord:
     """`first` where the first word of the answer is right, 1 where all are: a class, then its level (Q-Insight: 0.25)."""
 

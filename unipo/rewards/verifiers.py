@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from unipo.rewards.calling import RewardError, RewardFunction
-from unipo.rewards.graded import Formatted, ForTask, Near, Prefix, Within, WordByWord
+from unipo.rewards.graded import Formatted, ForTask, Near, Overlap, Prefix, Within, WordByWord
 from unipo.rewards.mathematics import math
 from unipo.rewards.models import MADE, made
 from unipo.rewards.names import unknown
@@ -35,8 +35,8 @@ def length(prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -
 
 
 REWARDS: dict[str, RewardFunction] = {
-    "exact_match": exact_match, "form": Formatted(), "length": length, "math": math, "near": Near(), "prefix": Prefix(),
-    "within": Within(), "word_by_word": WordByWord(),
+    "exact_match": exact_match, "form": Formatted(), "length": length, "math": math, "near": Near(),
+    "overlap": Overlap(), "prefix": Prefix(), "within": Within(), "word_by_word": WordByWord(),
 }  # fmt: skip
 WRITTEN = re.compile(r"(?P<name>[^()*@]+)(?:\((?P<settings>[^()]*)\))?(?:@(?P<task>[\w.-]+))?(?:\*(?P<weight>.*))?")
 

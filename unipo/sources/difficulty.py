@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from unipo.episodes import Episodes
 from unipo.sources.augment import Augment, Drawn
+from unipo.sources.encode import encode_prompt
 from unipo.sources.guidance import Guide, Prefix, guided
+from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
 
 RECENT = "recent_rewards"
@@ -17,11 +20,25 @@ RECENT = "recent_rewards"
 
 
 @dataclass(frozen=True)
-class HelpInProportion(Augment):
-    """Groups that are harder than recent ones are sampled anew behind a beginning of the solution, a prompt of their own.
+class Disturbed(Guide):
+    """The prompt with a share of its tokens, rounded up, written once more before it, in an order of the prompt's own: what
+    noise on its frames is to a video. Nothing is shown of the answer."""
 
-    Delta = mean over the last `window` groups of their mean reward - the group's own;  share shown = clip(Delta / best, 0, most).
-    `best` is the largest reward there is. A group without help stays as it is.
+    def shown(self, prompt: Prompt, share: float, tokenizer: object, longest: int) -> tuple[list[int], list[int]]:
+        tokens = encode_prompt(tokenizer, prompt.text)
+        order = keyed_generator("disturbed", prompt.id).permutation(len(tokens)).tolist()
+        return [*(tokens[i] for i in order[: math.ceil(share * len(tokens) - 1e-9)]), *tokens], []
+
+
+@dataclass(frozen=True)
+class HelpInProportion(Augment):
+    """Groups that are harder than recent ones are sampled anew behind a beginning of the solution, easier ones behind a
+    disturbed prompt; both are prompts of their own.
+
+        Delta = mean over the last `window` groups of their mean reward - the group's own
+        share shown = clip(Delta / best, 0, most),     share disturbed = noise * clip(-Delta / best, 0, 1)
+
+    `best` is the largest reward there is. A group of neither kind stays as it is.
     """
 
     guide: Guide = Prefix()
@@ -29,18 +46,28 @@ class HelpInProportion(Augment):
     best: float = 1.0
     most: float = 0.5
 
+    noise: float = 0.0
+    disturbed: Guide = Disturbed()
+
     def lacks(self, prompt: Prompt) -> str:
-        return self.guide.lacks(prompt)
+        return self.guide.lacks(prompt) if self.most else ""
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
-        share = (self.difficulty(groups, drawn) / self.best).clamp(0.0, self.most)
-        hard = (share > 0).nonzero().squeeze(1)
-        if not len(hard):
-            return groups
-        every, sizes = drawn.prompt_of(groups), groups.lengths("group", "episode")[hard].tolist()
-        prompts = [every[g] for g in hard.tolist()]
-        made, _, _ = guided(self.guide, prompts, share[hard].tolist(), sizes, drawn, "help")
-        return Episodes.cat([groups.select((share == 0).nonzero().squeeze(1), "group"), made])
+        delta = self.difficulty(groups, drawn) / self.best
+        shares = {"help": delta.clamp(0.0, self.most), "disturb": self.noise * (-delta).clamp(0.0, 1.0)}
+        parts = [groups.select((sum(shares.values()) == 0).nonzero().squeeze(1), "group")]
+        for (use, share), guide in zip(shares.items(), (self.guide, self.disturbed), strict=True):
+            parts += self._anew(groups, share, guide, drawn, use)
+        return Episodes.cat(parts) if len(parts) > 1 else groups
+
+    def _anew(self, groups: Episodes, share: Tensor, guide: Guide, drawn: Drawn, use: str) -> list[Episodes]:
+        """The groups with a share above 0, sampled behind their guide."""
+        chosen = (share > 0).nonzero().squeeze(1)
+        if not len(chosen):
+            return []
+        every, sizes = drawn.prompt_of(groups), groups.lengths("group", "episode")[chosen].tolist()
+        made, _, _ = guided(guide, [every[g] for g in chosen.tolist()], share[chosen].tolist(), sizes, drawn, use)
+        return [made]
 
     def difficulty(self, groups: Episodes, drawn: Drawn) -> Tensor:
         """[G] Delta of each group; then these groups are recent ones too. 0 where nothing is remembered yet."""

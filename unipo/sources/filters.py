@@ -124,6 +124,26 @@ class DistinctAdvantages(Relabel):
 
 
 @dataclass(frozen=True)
+class RepeatedByDifficulty(Relabel):
+    """Hard groups count more often: copies by mean reward, `bands` of (below, copies); what is above the last is left out.
+
+    Default: OREAL's (arXiv 2502.06781). Copies are groups of their own, so that no statistic of a group sees them.
+    """
+
+    bands: tuple[tuple[float, int], ...] = ((0.2, 6), (0.6, 4), (0.8, 2))
+
+    def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
+        rate = episodes.reduce("reward", to="group", how="mean").tolist()
+        copies = [next((n for below, n in self.bands if r < below), 0) for r in rate]
+        members = torch.arange(len(episodes)).split(episodes.lengths("group", "episode").tolist())
+        taken = [rows for rows, n in zip(members, copies, strict=True) for _ in range(n)]
+        if not taken:
+            return episodes.select(torch.zeros(0, dtype=torch.long))
+        group = torch.arange(len(taken)).repeat_interleave(torch.tensor([len(rows) for rows in taken]))
+        return episodes.select(torch.cat(taken)).grouped(group)
+
+
+@dataclass(frozen=True)
 class OneOfEach(Relabel):
     """The steps of all but one right and one wrong answer of each group are in nobody's loss; statistics still see them all.
 
