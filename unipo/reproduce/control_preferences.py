@@ -156,8 +156,8 @@ CPL = Claim(
         Expectation(arm="cpl, lam 1", metric="return", than="reward model and planning", least=-0.05),
         Expectation(arm="cpl", metric="return", than="cpl, labels by return", least=0.0),
     ),
-    note=f"The post-decision frozen lake (4x4, slip {SLIP:g}, discount {DISCOUNT:g}); {EPISODES} episodes of a uniform policy that "
-    "begin anywhere, "
+    note=f"The post-decision frozen lake (4x4, slip {SLIP:g}, discount {DISCOUNT:g}); {EPISODES} episodes of a uniform policy "
+    "that begin anywhere, "
     f"{COUNT} pairs of segments of {SEGMENT} steps, the better one by the advantage of the best policy with entropy (temperature "
     f"{TEMPERATURE:g}) preferred. alpha 0.1, lam 0.5, a network of 32 units, 250 batches of {BATCH} pairs. Returns are exact, "
     "as shares of the best policy's; of the policy as it acts, and of its mode. Planning knows the true dynamics, which no "
