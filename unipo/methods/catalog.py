@@ -208,7 +208,7 @@ def fitting_transitions(kind: str) -> list[str]:
     """Methods that learn from recorded transitions with actions of this kind: categorical, multi_categorical or box."""
     specs = {m.slug: m.builder(environment=True)().control for m in METHODS}
     return sorted(
-        slug for slug, spec in specs.items() if spec is not None and spec.off_policy and kind in spec.action_kinds
+        slug for slug, spec in specs.items() if spec is not None and spec.off_policy and not spec.compared and kind in spec.action_kinds
     )
 
 
