@@ -207,9 +207,8 @@ def _titled(recipe: Recipe, slug: str) -> Recipe:
 def fitting_transitions(kind: str) -> list[str]:
     """Methods that learn from recorded transitions with actions of this kind: categorical, multi_categorical or box."""
     specs = {m.slug: m.builder(environment=True)().control for m in METHODS}
-    return sorted(
-        slug for slug, spec in specs.items() if spec is not None and spec.off_policy and not spec.compared and kind in spec.action_kinds
-    )
+    alone = {slug: spec for slug, spec in specs.items() if spec is not None and spec.off_policy and not spec.compared}
+    return sorted(slug for slug, spec in alone.items() if kind in spec.action_kinds)
 
 
 def fitting_text(kinds: Sequence[str]) -> list[str]:
