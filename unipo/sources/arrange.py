@@ -31,6 +31,11 @@ class Arrange:
     def __call__(self, rows: Episodes, tokenizer: Any) -> Episodes:
         return rows
 
+    @property
+    def title(self) -> str:
+        """What it is called where a run says what it did."""
+        return type(self).__name__
+
 
 @dataclass(frozen=True)
 class EveryPair(Arrange):

@@ -139,6 +139,10 @@ class Keep(Arrange):
     def __call__(self, rows: Episodes, tokenizer: Any) -> Episodes:
         return kept_by(rows, self.filters)[0] if bool(rows.category("kind", "pair").all()) else rows
 
+    @property
+    def title(self) -> str:
+        return ",".join(map(spelled, self.filters))
+
 
 # ---- what is looked at -----------------------------------------------------------------------------------------------
 def _first(rows: Episodes) -> Tensor:

@@ -105,7 +105,7 @@ def arranged(fixed: Mapping[str, Any], stages: Sequence[Arrange], tokenizer: Any
             except ValueError as error:
                 raise ConfigError(f"{name}: {error}") from error
             if (after := rows.episodes.count("group")) != before:
-                rows.notes.append(f"{type(stage).__name__} made {after:,} groups of {before:,} {name}")
+                rows.notes.append(f"{stage.title} made {after:,} groups of {before:,} {name}")
         if not len(rows.episodes):
             raise ConfigError(f"nothing is left of the {name} that were given after {stages}: does every list have two "
                               "answers of which one is better?")  # fmt: skip

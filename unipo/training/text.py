@@ -18,6 +18,7 @@ from unipo.sources.companions import Companion
 from unipo.sources.mixer import Mixer
 from unipo.sources.replay import Replay
 from unipo.sources.rollouts import Rollouts
+from unipo.sources.rows import Rows
 from unipo.sources.spec import RolloutSpec
 from unipo.training.config import RunConfig
 from unipo.training.evaluate import Evaluation, evaluate
@@ -170,6 +171,8 @@ class TextData:
             yield f"{self.config.pairs_per_step} pairs"
         if self.config.labels:
             yield f"{self.config.labels_per_step} labelled answers"
+        for source in self.mixer.sources.values():
+            yield from source.notes if isinstance(source, Rows) else ()
 
     def close(self) -> None:
         if isinstance(self.rollouts, Ahead):
