@@ -24,8 +24,11 @@ from unipo.reproduce.training import train
 from unipo.rewards import RewardError
 from unipo.sources.beginnings import Reset
 from unipo.sources.companions import torch_generator
+from unipo.sources.comparisons import comparison_episodes
+from unipo.sources.data_problems import Where
 from unipo.sources.editing import Corrected, Edit, EditViews, masked_pairs, stretches, weighted_edits
 from unipo.sources.explained import Explained
+from unipo.sources.preference_rows import PairRow
 from unipo.sources.spec import RolloutSpec
 from unipo.sources.tabular import NumberTokenizer, TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
@@ -288,6 +291,20 @@ def test_rationales_stand_behind_both_answers_in_random_order() -> None:
         Explained()(pair([1], [2]), letters)
     with pytest.raises(ValueError, match="expected a text with"):
         Explained("{second}{first}")
+
+
+def test_reasons_and_severities_come_with_the_data() -> None:
+    rows = [PairRow(prompt="q", chosen="abc", rejected="axc", columns={"rationale": f"{{chosen}}{i}", "severity": 1 + i},
+                    where=Where("here", i)) for i in range(2)]  # fmt: skip
+    made = comparison_episodes(Letters(), rows)
+    reasons = Explained()(made, Letters())
+    said = reasons.select(reasons.category("kind", "rationale"))
+    texts = [Letters().decode(t.tolist()) for t in said["token"].split(said.lengths().tolist())]
+    assert [t[1:] for t in texts] == ["0", "1"]
+    assert {t[0] for t in texts} <= {"A", "B"}
+    weight = weighted_edits(made, 4.0)["edit_weight"].reshape(4, 4)
+    assert weight[:, 1].tolist() == [2.5, 2.5, 2.0, 2.0]
+    assert (weight[:, [0, 2, 3]] == 1).all()
 
 
 # ---- drpo-reset --------------------------------------------------------------------------------------------------------
