@@ -103,7 +103,7 @@ OPA = Claim(
 )
 
 # ---- DR-PO -------------------------------------------------------------------------------------------------------------
-LOCK, DIGITS, BATCH, CARE = 8, 4, 32, 0.85
+LOCK, DIGITS, BATCH, CARE = 8, 4, 64, 0.85
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,13 @@ DRPO = Claim(
         "ppo": drpo(0.0),
         "mix 0.2": drpo(0.2),
         "mix 0.5": drpo(0.5),
-        "mix 0.8": drpo(0.8),
         "mix 1": drpo(1.0),
         "sft": (Recipe(objective=Likelihood(rows=demonstrations)),),
     },
     trial=lock_trial,
-    steps=80,
+    steps=140,
     tune="success",
-    grid=(0.05,),
+    grid=(0.04,),
     expectations=(
         Expectation(arm="mix 0.5", metric="success", than="ppo", least=0.5),
         Expectation(arm="mix 0.2", metric="success", than="ppo", least=0.0),
@@ -171,9 +170,10 @@ DRPO = Claim(
         Expectation(arm="mix 1", metric="success", most=0.3),
     ),
     note=f"Combination lock: one right answer of {LOCK} digits out of {DIGITS}, reward 1 for it alone, a uniform table to begin "
-    f"with; batches of {BATCH}, 80 steps of 4 epochs, a tabular critic that sees the position, no KL, one "
-    f"learning rate (0.05). Every demonstration has "
-    f"each digit right with probability {CARE:g}, so that {CARE**LOCK:.0%} of them open the lock. Exact success from the start.",
+    f"with; batches of {BATCH}, 140 steps of 4 epochs, a tabular critic that sees the position, no KL, one "
+    f"learning rate (0.04). Every demonstration has "
+    f"each digit right with probability {CARE:g}, so that {CARE**LOCK:.0%} of them open the lock. Exact success from the start. "
+    "With batches of 32, 80 steps and rate 0.05 nothing was decided: some seeds had not found the lock yet (mix 0.2: 0.44, 0.5: 0.79).",
 )
 
 # ---- rationales --------------------------------------------------------------------------------------------------------
