@@ -173,7 +173,7 @@ DRPO = Claim(
     f"with; batches of {BATCH}, 140 steps of 4 epochs, a tabular critic that sees the position, no KL, one "
     f"learning rate (0.04). Every demonstration has "
     f"each digit right with probability {CARE:g}, so that {CARE**LOCK:.0%} of them open the lock. Exact success from the start. "
-    "With batches of 32, 80 steps and rate 0.05 nothing was decided: some seeds had not found the lock yet (mix 0.2: 0.44, 0.5: 0.79).",
+    "With batches of 32, 80 steps and rate 0.05 nothing was decided: some seeds were still searching (mix 0.2: 0.44, 0.5: 0.79).",
 )
 
 # ---- rationales --------------------------------------------------------------------------------------------------------
