@@ -163,8 +163,10 @@ class Recipe:
     @property
     def for_text(self) -> bool:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
-        signals = {s for s in self.needs.signals if ":" not in s}
-        columns = {c for c in self.needs.columns if c.partition("_")[2].removeprefix("mismatched_") not in TEXT_SIGNALS}
+        signals = {_plain(s) for s in self.needs.signals if ":" not in s}
+        columns = {
+            c for c in self.needs.columns if _plain(c.partition("_")[2].removeprefix("mismatched_")) not in TEXT_SIGNALS
+        }
         acting = self.control is not None and self.control.acts_apart
         known = TEXT_COLUMNS | self.provided | {c for c in columns if c.startswith(REWARD_PART)}
         return signals <= TEXT_SIGNALS and columns <= known and self.policy_step is None and not acting
@@ -248,6 +250,11 @@ def _within(part: Part) -> Iterator[Part]:
     inner = (term for _, term in part.terms()) if isinstance(part, Sum) else parts_of(part)
     for inside in inner:
         yield from _within(inside)
+
+
+def _plain(signal: str) -> str:
+    """`value` of `value.NAME`, one of several values."""
+    return "value" if signal.startswith("value.") else signal
 
 
 def _claimed_tasks(rows: Rows | Part) -> set[str]:

@@ -107,6 +107,41 @@ def test_streams_are_standardised_before_they_are_mixed() -> None:
     assert torch.allclose(gradient(objective, other, logp), own, rtol=0, atol=1e-5 * float(own.abs().max()))
 
 
+def test_value_heads_that_know_nothing_leave_the_rewards() -> None:
+    """Values 0: with the last step's reward discounted by (gamma lambda)^steps to go, GAE of each stream by hand."""
+    e, logp = batch()
+    objective = constrained_rlhf(thresholds=TWO, critic="heads").objective
+    names = ("value.first", "value.second", "value.kl")
+    assert {f"old_{n}" for n in names} <= objective.needs.columns
+    assert set(names) <= objective.needs.signals
+    assert constrained_rlhf(thresholds=TWO, critic="heads").for_text
+    blank = torch.zeros_like(logp)
+    e = e.with_columns("step", **{f"old_{n}": blank for n in names})
+    signals = {"logp": logp.clone().requires_grad_(), **{n: blank.clone().requires_grad_() for n in names}}
+    loss = with_settings(objective, {A: 1.0, B: 0.0}).loss(e, signals).value
+    found = torch.autograd.grad(loss, [signals[n] for n in ("logp", *names)])
+    left = e.expand(e.lengths()) - 1 - e.position()
+    returns = {
+        "value.first": 0.9405**left * e.expand("reward.first"),
+        "value.second": 0.9405**left * e.expand("reward.second"),
+    }
+    cost = torch.zeros_like(logp)
+    for i in reversed(range(len(logp))):
+        paid = e["reference_logp"][i] - e["behavior_logp"][i]
+        cost[i] = paid + (0.9405 * cost[i + 1] if int(left[i]) else 0.0)
+    n = len(logp)
+    for k, (name, target, weight) in enumerate(
+        (("first", returns["value.first"], 1.0), ("second", returns["value.second"], 1.0), ("kl", cost, 0.4)), 1
+    ):
+        assert torch.allclose(found[k], -weight * target / n), name
+    streams = ((returns["value.first"], 1e-8), (cost, 1e-3))
+    mixed = sum((x - x.mean()) / (x.std() + eps) for x, eps in streams)
+    assert isinstance(mixed, torch.Tensor)
+    ratio = (logp - e["behavior_logp"]).exp()
+    kept = torch.where(mixed > 0, ratio <= 1.2, ratio >= 0.8)
+    assert torch.allclose(found[0], -kept.double() * ratio * mixed / n)
+
+
 def test_the_multiplier_is_sgd_with_momentum_on_its_loss() -> None:
     """torch's SGD on s(mu) (J - theta), step by step."""
     squashes = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "none": lambda x: x}

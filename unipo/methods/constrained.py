@@ -9,7 +9,7 @@ The rewards of a run (`--reward "helpful.py:f,brief"`) are columns `reward.NAME`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from unipo.methods.method import Method, choice
@@ -18,6 +18,8 @@ from unipo.objectives import (
     BatchStd,
     BestOfGroup,
     ClipMask,
+    DivergenceCost,
+    GeneralisedAdvantage,
     GroupMean,
     Knob,
     Likelihood,
@@ -29,10 +31,14 @@ from unipo.objectives import (
     Pairwise,
     Plus,
     PolicyGradient,
+    Regression,
+    StepReward,
     Times,
     TokenMean,
     TokenRatio,
+    ValueTarget,
     Whitened,
+    nothing,
     own_pairs,
     rollouts,
 )
@@ -73,31 +79,59 @@ def metric_of(name: str) -> str:
     return name if name == WHOLE else f"reward/{name}"
 
 
-def _stream(name: str) -> Advantage:
-    """One reward's advantage, standardised by itself."""
-    return Whitened(Normalised(center=GroupMean(), outcome=Outcome(column_of(name))))
+Streams = Mapping[str, Advantage]
+"""An advantage by reward, each standardised by itself; that of the divergence is DIVERGENCE."""
+DIVERGENCE = "kl"
 
 
-def _convex(multipliers: Mapping[str, Knob], kl: Advantage) -> Advantage:
+def _of_groups(names: Iterable[str]) -> tuple[Streams, Objective]:
+    """Rewards less their group's mean, the sum to come of -log(pi / ref) less the batch's; nothing to train beside."""
+    own: dict[str, Advantage] = {
+        name: Whitened(Normalised(center=GroupMean(), outcome=Outcome(column_of(name)))) for name in names
+    }
+    return own | {DIVERGENCE: Whitened(LogRatioToGo(1.0), BatchStd(ROUNDING))}, nothing
+
+
+def _of_heads(names: Iterable[str]) -> tuple[Streams, Objective]:
+    """GAE of each reward and of -log(mu / ref), with a value head for each, regressed to its own returns."""
+    paid: dict[str, StepReward] = {name: StepReward(column=column_of(name)) for name in names}
+    paid[DIVERGENCE] = DivergenceCost()
+    made: dict[str, Advantage] = {}
+    total: Objective = nothing
+    for name, reward in paid.items():
+        eps, weight = (ROUNDING, 0.4) if name == DIVERGENCE else (1e-8, 1.0)
+        made[name] = GeneralisedAdvantage(GAMMA, LAMBDA, BatchStd(eps), reward, f"value.{name}")
+        total = total + weight * Regression(
+            signal=f"value.{name}", target=ValueTarget(GAMMA, LAMBDA, reward, f"value.{name}")
+        )
+    return made, total
+
+
+CRITICS: Mapping[str, Callable[[Iterable[str]], tuple[Streams, Objective]]] = {"group": _of_groups, "heads": _of_heads}
+GAMMA, LAMBDA = 0.99, 0.95
+
+
+def _convex(multipliers: Mapping[str, Knob], streams: Streams) -> Advantage:
     """(N - sum s) A_KL + sum s A = sum over the constraints of (1 - s) A_KL + s A."""
-    mixed = ([Times(1.0 - s, kl), Times(s, _stream(name))] for name, s in multipliers.items())
+    kl = streams[DIVERGENCE]
+    mixed = ([Times(1.0 - s, kl), Times(s, streams[name])] for name, s in multipliers.items())
     return Plus(tuple(advantage for pair in mixed for advantage in pair))
 
 
-def _added(multipliers: Mapping[str, Knob], kl: Advantage) -> Advantage:
+def _added(multipliers: Mapping[str, Knob], streams: Streams) -> Advantage:
     """A_KL + sum mu A."""
-    return Plus((kl, *(Times(mu, _stream(name)) for name, mu in multipliers.items())))
+    return Plus((streams[DIVERGENCE], *(Times(mu, streams[name]) for name, mu in multipliers.items())))
 
 
-VARIANTS: Mapping[str, tuple[Callable[[Mapping[str, Knob], Advantage], Advantage], str]] = {
+VARIANTS: Mapping[str, tuple[Callable[[Mapping[str, Knob], Streams], Advantage], str]] = {
     "equality": (_convex, "tanh"), "inequality": (_convex, "sigmoid"), "unsquashed": (_added, "positive"),
     "saturated": (_added, ""), "fixed": (_added, ""),
 }  # fmt: skip
 """How streams are mixed, and how multipliers are squashed ("": they are not multipliers)."""
 
 
-def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", group: int = 8, clip: float = 0.2,
-                     rate: float = 0.1, momentum: float = 0.1, proportional: float = 5.0, decay: float = 0.0,
+def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", critic: str = "group", group: int = 8,
+                     clip: float = 0.2, rate: float = 0.1, momentum: float = 0.1, proportional: float = 5.0, decay: float = 0.0,
                      weight: float = 1.0, search: str = "", highest: Levels = 1.0, epochs: int = 1,
                      minibatches: int = 1) -> Recipe:  # fmt: skip
     """Constrained RLHF (arXiv 2310.04373): each reward is driven to a threshold beyond which it is not to be believed.
@@ -110,17 +144,19 @@ def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", gro
     J_i: mean reward i of the step (exponential mean with `decay`). A_i: reward i less its group's mean; A_KL: the sum to come
     of -log(pi / ref). Variants: "unsquashed": A_KL + sum mu_i A_i, mu_i >= 0; "fixed": mu_i = `weight`, PPO with a KL;
     "saturated", PPO-SAT: `weight` where J_i < theta_i, else 0. `search` names a metric, such as gold: thresholds are then
-    searched for up to `highest` by Nelder and Mead (NM-PPO).
-    Departs from the paper: group means in place of N + 1 value heads; mu starts at 0 and makes one step a batch, clipped by
-    itself; s has a `proportional` part (0: the paper's): of standardised streams A_KL is as large near the reference as far
-    from it, so that a multiplier that only integrates swings about its threshold.
+    searched for up to `highest` by Nelder and Mead (NM-PPO). `critic` "heads": GAE with a value head for every stream, as the
+    paper has it, in place of group means.
+    Departs from the paper: mu starts at 0 and makes one step a batch, clipped by itself; s has a `proportional` part (0: the
+    paper's): of standardised streams A_KL is as large near the reference as far from it, so that a multiplier that only
+    integrates swings about its threshold.
     """
     mixed, squash = choice(VARIANTS, "variant", variant)
     levels = levels_of(thresholds)
     start, own = (weight, 1.0) if variant == "fixed" else (1.0, weight if variant == "saturated" else 1.0)
     knobs = {name: own * Knob(f"multiplier/{name}", start) for name in levels}
+    streams, regressions = choice(CRITICS, "critic", critic)(levels)
     gradient = PolicyGradient(
-        advantage=mixed(knobs, Whitened(LogRatioToGo(1.0), BatchStd(ROUNDING))),
+        advantage=mixed(knobs, streams),
         weight=TokenRatio(), mask=ClipMask(clip, clip), aggregate=TokenMean(),
     )  # fmt: skip
     kind: Lagrangian | Below = Below(knob="")
@@ -129,7 +165,8 @@ def constrained_rlhf(*, thresholds: Levels = 0.8, variant: str = "equality", gro
                           momentum=momentum, decay=decay, proportional=proportional)  # fmt: skip
     searches = _searches(levels, highest, search) if search and squash else ()
     constraints = () if variant == "fixed" else _constraints(kind, levels, bool(searches))
-    return Recipe(objective=gradient, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches,
+    objective: Objective = gradient + regressions if critic == "heads" else gradient
+    return Recipe(objective=objective, rollouts=RolloutSpec(group=group), epochs=epochs, minibatches=minibatches,
                   controllers=(*constraints, *searches))  # fmt: skip
 
 
@@ -193,6 +230,7 @@ METHODS = (
         identity_tests=tuple(_TESTS + name for name in (
             "test_multipliers_of_zero_leave_the_kl_alone_and_of_one_the_rewards",
             "test_frozen_multipliers_are_fixed_weights",
+            "test_value_heads_that_know_nothing_leave_the_rewards",
             "test_the_multiplier_is_sgd_with_momentum_on_its_loss",
             "test_constraints_hold_at_the_end",
         )) + tuple("tests/sources/test_searching.py::" + name for name in (

@@ -6,7 +6,7 @@ by a time limit or by the end of the batch, goes on with the value of the state 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from unipo.objectives.base import Knob, Needs, Part, Signals, number
 
 __all__ = [
     "DiscountedReturn",
+    "DivergenceCost",
     "GeneralisedAdvantage",
     "LessDivergence",
     "LogRatioToGo",
@@ -34,13 +35,28 @@ __all__ = [
 # ---- what a step pays: [N] -------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class StepReward(Part):
-    """r_n [N]: the column `reward`; where it lives on episodes, it is paid at the last step."""
+    """r_n [N]: the column `reward`, or another; where it lives on episodes, it is paid at the last step."""
+
+    column: str = field(default="reward", kw_only=True)
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns="reward")
+        return Needs.of(columns=self.column)
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        return step_rewards(episodes)
+        return step_rewards(episodes, self.column)
+
+
+@dataclass(frozen=True)
+class DivergenceCost(StepReward):
+    """r_n = - log( mu / to )(y_n) alone, of the policy that sampled."""
+
+    to: str = "reference"
+
+    def own_needs(self) -> Needs:
+        return Needs.of(columns=f"behavior_logp {self.to}_logp")
+
+    def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
+        return -F.log_ratio(episodes["behavior_logp"], episodes[f"{self.to}_logp"])
 
 
 @dataclass(frozen=True)
@@ -51,11 +67,11 @@ class LessDivergence(StepReward):
     to: str = "reference"
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns=f"reward behavior_logp {self.to}_logp")
+        return Needs.of(columns=f"{self.column} behavior_logp {self.to}_logp")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
         log_ratio = F.log_ratio(episodes["behavior_logp"], episodes[f"{self.to}_logp"])
-        return step_rewards(episodes).to(log_ratio.dtype) - number(self.coefficient) * log_ratio
+        return step_rewards(episodes, self.column).to(log_ratio.dtype) - number(self.coefficient) * log_ratio
 
 
 @dataclass(frozen=True)
@@ -79,19 +95,20 @@ class GeneralisedAdvantage(Advantage):
 
     Rewards along the way are a `reward` column of level step. Cut episodes bootstrap (`bootstrap_of`). `whiten` centres on
     the mean of all steps and divides by that scale; advantages that are all equal become exactly 0. `reward`: what a step
-    pays.
+    pays; `value`: the signal that says what is still to come of it.
     """
 
     gamma: float = 1.0
     lam: float = 0.95
     whiten: Scale | None = None
     reward: StepReward = StepReward()
+    value: str = "value"
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns="old_value")
+        return Needs.of(columns=f"old_{self.value}")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        advantage, _ = gae_of(episodes, self.gamma, self.lam, self.reward(episodes, signals))
+        advantage, _ = gae_of(episodes, self.gamma, self.lam, self.reward(episodes, signals), self.value)
         if self.whiten is None or len(advantage) < 2:
             return advantage
         return F.normalize(advantage, F.batch_mean(advantage), self.whiten.of(advantage, episodes))
@@ -104,12 +121,13 @@ class ValueTarget(Advantage):
     gamma: float = 1.0
     lam: float = 0.95
     reward: StepReward = StepReward()
+    value: str = "value"
 
     def own_needs(self) -> Needs:
-        return Needs.of(columns="old_value")
+        return Needs.of(columns=f"old_{self.value}")
 
     def __call__(self, episodes: Episodes, signals: Signals) -> Tensor:
-        return gae_of(episodes, self.gamma, self.lam, self.reward(episodes, signals))[1]
+        return gae_of(episodes, self.gamma, self.lam, self.reward(episodes, signals), self.value)[1]
 
 
 @dataclass(frozen=True)
@@ -176,10 +194,14 @@ def step_rewards(episodes: Episodes, name: str = "reward") -> Tensor:
     return blank.index_put((steps,), episodes[name][rows])
 
 
-def gae_of(episodes: Episodes, gamma: float, lam: float, reward: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Advantage [N] and return [N] by generalised advantage estimation over `old_value`, of the column `reward` unless given."""
+def gae_of(episodes: Episodes, gamma: float, lam: float, reward: Tensor | None = None, signal: str = "value"
+           ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Advantage [N] and return [N] by generalised advantage estimation over `old_<signal>`.
+
+    `reward` [N]: the column of that name, unless given.
+    """
     reward = step_rewards(episodes) if reward is None else reward
-    value = episodes["old_value"].to(reward.dtype)
+    value = episodes[f"old_{signal}"].to(reward.dtype)
     after = bootstrap_of(episodes, value)
     return F.gae(reward, value, episodes.index("episode"), len(episodes), gamma, lam, after)
 

@@ -71,8 +71,9 @@ def load_policy(name: str, dtype: str = "float32", lora: LoraSettings | None = N
 def _with_head(policy: TokenPolicy, folder: Path, dtype: str) -> None:
     """Give the policy the value head that was saved beside it."""
     with safe_open(folder / ValueHead.FILE, "pt") as file:
-        policy.judges = (file.metadata() or {}).get("judges", "")
-    policy.value_head = ValueHead(policy.width, getattr(torch, dtype)).to(policy.device)
+        told = file.metadata() or {}
+    policy.judges = told.get("judges", "")
+    policy.value_head = ValueHead(policy.width, getattr(torch, dtype), told.get("names", "value").split()).to(policy.device)
     policy.value_head.load_state_dict(load_file(folder / ValueHead.FILE))
 
 

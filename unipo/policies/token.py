@@ -46,24 +46,28 @@ DIVERGENCES = {"reverse_kl": lambda mine, other: kl(mine, other), "forward_kl": 
 
 
 class ValueHead(nn.Module):
-    """V(s_n) from the hidden state that produced action n; starts at 0 everywhere."""
+    """V(s_n) from the hidden state that produced action n; starts at 0 everywhere. `names`: of the signals, one per output: of
+    several values `value.NAME`."""
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, dtype: torch.dtype, names: Sequence[str] = ("value",)) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 1, dtype=dtype)
+        self.names = tuple(names)
+        self.linear = nn.Linear(width, len(self.names), dtype=dtype)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     FILE = "value_head.safetensors"
-    """Beside a saved model; its metadata say what it `judges`."""
+    """Beside a saved model; its metadata say what it `judges`, and the names of its outputs."""
 
     def save(self, folder: Path, judges: str) -> None:
         save_file(
-            {n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / self.FILE, {"judges": judges}
-        )
+            {n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / self.FILE,
+            {"judges": judges, "names": " ".join(self.names)},
+        )  # fmt: skip
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.linear(hidden).squeeze(-1)
+        """[N, outputs]"""
+        return self.linear(hidden)
 
 
 class TokenPolicy:
@@ -97,7 +101,12 @@ class TokenPolicy:
     @property
     def emits(self) -> frozenset[str]:
         divergences = {f"{kind}:{name}" for name in self.attached for kind in DIVERGENCES}
-        return PLAIN | self.parametric | divergences | ({"value"} if self.value_head is not None else set())
+        return PLAIN | self.parametric | divergences | set(self.values)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Signals of the value head."""
+        return self.value_head.names if self.value_head is not None else ()
 
     @property
     def device(self) -> torch.device:
@@ -151,14 +160,15 @@ class TokenPolicy:
         if self.device.type == "cpu":
             keep_freed_memory()
         tokens = episodes["token"].to(self.device)
-        quantities = {name: self._quantity(name, tokens, episodes) for name in names if name != "value"}
+        quantities = {name: self._quantity(name, tokens, episodes) for name in names if name not in self.values}
         hidden, head = self.scored(episodes)
         made: dict[str, Tensor] = {}
         if quantities:
             rows = chunk_rows(self.vocabulary, wide_size(hidden))
             made.update(zip(quantities, chunked(hidden, head, list(quantities.values()), rows), strict=True))
-        if "value" in names:
-            made["value"] = self._value(hidden, head)
+        if set(names) & set(self.values):
+            columns = dict(zip(self.values, self._value(hidden, head).unbind(-1), strict=True))
+            made |= {name: columns[name] for name in names if name in columns}
         return {name: value.to(episodes.device) for name, value in made.items()}
 
     def scored(self, episodes: Episodes) -> tuple[Tensor, Head]:

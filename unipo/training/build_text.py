@@ -21,16 +21,16 @@ from unipo.sources.rows import Rows
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.fingerprint import fingerprint
-from unipo.training.judging import PairEvaluator, arranged, judged
+from unipo.training.judging import arranged, judged, ranked
 from unipo.training.loop import Run
 from unipo.training.problems import load_problems, scorer
 from unipo.training.progress import Progress
 from unipo.training.records import Records
 from unipo.training.references import TINY, load_references, model_folder, store_references
 from unipo.training.rounds import offline_round
-from unipo.training.stored_rows import fixed_rows, replay_of
+from unipo.training.stored_rows import fixed_rows, replay_of, with_own_rows
 from unipo.training.suitable import check_guidance, check_prompts, check_rewards, check_sources, check_tasks
-from unipo.training.text import Evaluator, TextData
+from unipo.training.text import Evaluator, HeldOut, TextData
 from unipo.training.threads import use_threads
 
 __all__ = ["TINY", "build_text", "model_folder"]
@@ -39,6 +39,7 @@ __all__ = ["TINY", "build_text", "model_folder"]
 def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None) -> Run:
     """A run at step 0. Raises ConfigError, DataError, ModelError, TaskError or RewardError for what cannot work."""
     recipe = _resized(recipe, config)
+    config = with_own_rows(config, recipe)
     check_sources(config, recipe)
     use_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -85,12 +86,14 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
                              model_folder(config.teacher))  # fmt: skip
         sources["round"] = Rows(made, config.demos_per_step, config.seed)
     greedy = SamplerSettings(temperature=config.eval_temperature, max_tokens=problems.max_tokens, stop=config.stop)
-    held_out: Evaluator | PairEvaluator = Evaluator(
+    held_out: HeldOut = Evaluator(
         [recipe.rollouts.ask.held_out(p) for p in problems.held_out], Sampler(policy.model, policy.tokenizer, greedy), gold,
         config.seed, config.eval_samples,
     )  # fmt: skip
     if recipe.judges and "pairs" in fixed:
         held_out = judged(fixed, config, recipe.arrange, policy, problems)
+    elif "pairs" in fixed and not problems.held_out and config.eval_prompts and not recipe.samples:
+        held_out = ranked(fixed, config, recipe, policy, problems, references)
     references = store_references(config, recipe, fixed, references)
     updates = config.steps * recipe.passes * recipe.minibatches
     learner = Learner({"policy": policy}, learner_settings(config, updates), monitor=("logp", "entropy"),
@@ -133,11 +136,9 @@ def load_trained(config: RunConfig, recipe: Recipe, device: str) -> TokenPolicy:
     lora = LoraSettings(rank=config.lora_rank, alpha=config.lora_alpha) if config.lora_rank else None
     name = model_folder(config.model)
     policy = load_policy(name, config.dtype, lora, device, config.temperature)
-    if "value" in recipe.needs.signals:
-        width = policy.model.get_input_embeddings().weight.shape[1]
-        policy.value_head = policy.value_head or ValueHead(width, getattr(torch, config.dtype)).to(device)
-    else:
-        policy.value_head = None
+    valued = tuple(sorted(s for s in recipe.needs.signals if s.partition(".")[0] == "value"))
+    if policy.values != valued:
+        policy.value_head = ValueHead(policy.width, getattr(torch, config.dtype), valued).to(device) if valued else None
     policy.judges = recipe.judges
     policy.parametric = parametric(recipe.needs.signals)
     return policy

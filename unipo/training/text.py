@@ -200,6 +200,6 @@ def _logged(episodes: Episodes) -> Episodes:
     derived = [
         n
         for n in episodes.columns
-        if n.split("_")[0] in ("old", "reference", "teacher") and n.endswith(("logp", "value"))
+        if n.split("_")[0] in ("old", "reference", "teacher") and (n.endswith(("logp", "value")) or "_value." in n)
     ]
     return episodes.without("source", "sampling_weight", "draw", *derived)
