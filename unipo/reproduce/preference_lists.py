@@ -266,13 +266,14 @@ REWARD_AUGMENTED = Claim(
 # ---- lists -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Noisy(Relabel):
-    """A judge who sees rewards with normal noise of deviation 0.15, a function of (seed, step)."""
+    """A judge who sees rewards with normal noise of this deviation, a function of (seed, step)."""
 
+    deviation: float
     seed: int
 
     def __call__(self, episodes: Episodes, max_tokens: int) -> Episodes:
         noise = keyed_generator(self.seed, "noise", int(episodes["policy_version"][0])).normal(size=len(episodes))
-        return episodes.with_columns("episode", reward=episodes["reward"] + 0.15 * torch.from_numpy(noise))
+        return episodes.with_columns("episode", reward=episodes["reward"] + self.deviation * torch.from_numpy(noise))
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def listed_trial(arm: Listed, rate: float, seed: int, steps: int) -> Mapping[str
     task = words(seed)
     policy, start = NetworkPolicy(task, seed), NetworkPolicy(task, seed)
     ranked = (Compared(ScoreJudge(0.1), Opponents(itself=1.0)), Rated("win_rate"))
-    judged = tabular_rollouts(task, start, RolloutSpec(group=arm.size, relabel=(Noisy(seed),), augment=ranked), seed)
+    judged = tabular_rollouts(task, start, RolloutSpec(group=arm.size, relabel=(Noisy(0.15, seed),), augment=ranked), seed)
     source = Rows(Episodes.cat([judged.draw(step, step) for step in range(8)]), 16, seed)
     recipe = lipo(loss=arm.loss, beta=arm.beta, labels="ratings")
     train((recipe,), policy, lambda step: source.draw(step, step), steps=steps, rate=rate, reference=start)
