@@ -53,9 +53,9 @@ class PromptRow:
 
     @property
     def answer(self) -> Any:
-        """The reference answer: column `answer`, else `label`, else None."""
-        answer = self.columns.get("answer")
-        return self.columns.get("label") if answer is None else answer
+        """The reference answer: column `answer`, else `label` (unless that judges another answer: true or false), else None."""
+        answer, label = self.columns.get("answer"), self.columns.get("label")
+        return (None if isinstance(label, bool) else label) if answer is None else answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

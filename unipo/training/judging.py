@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from unipo.episodes import Episodes
-from unipo.learner.annotate import emitted
-from unipo.objectives import FinalValue
+from unipo.learner.annotate import annotate, emitted
+from unipo.objectives import FinalValue, Needs
 from unipo.policies import TokenPolicy
+from unipo.recipe import Recipe
 from unipo.sources.arrange import Arrange, EveryPair, Rivals
 from unipo.statistics import wilson_interval
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.problems import HELD_OUT_SHARE, Problems
+from unipo.training.ranking import RankingEvaluator
 from unipo.training.stored_rows import fixed_rows
 
 QUARTERS = ("closest", "closer", "clearer", "clearest")
@@ -114,15 +116,32 @@ def arranged(fixed: Mapping[str, Any], stages: Sequence[Arrange], tokenizer: Any
 
 def judged(fixed: Mapping[str, Any], config: RunConfig, stages: Sequence[Arrange], policy: TokenPolicy, problems: Problems
            ) -> PairEvaluator:  # fmt: skip
+    """How well pairs are judged that are kept apart."""
+    return PairEvaluator(apart(fixed, config, stages, policy, problems), policy.tokenizer, config.token_budget)
+
+
+def apart(fixed: Mapping[str, Any], config: RunConfig, stages: Sequence[Arrange], policy: TokenPolicy, problems: Problems
+          ) -> Episodes:  # fmt: skip
     """Pairs to evaluate on: those of `--held-out`, else a tenth of those given, by prompt, which are trained on no longer."""
     pairs = fixed["pairs"].episodes
     if config.held_out:
-        other = dataclasses.replace(config, pairs=config.held_out, demos="", labels="")
+        other = dataclasses.replace(config, pairs=config.held_out, demos="", labels="", keep_pairs="", flip_labels=0.0)
         kept = arranged(fixed_rows(other, policy, problems), stages, policy.tokenizer)["pairs"].episodes
     else:
-        apart = pairs["prompt_id"] % 1000 < 1000 * HELD_OUT_SHARE
-        if bool(apart.all()) or pairs.count("group") < 20:
-            apart = torch.zeros_like(apart)
-        kept, fixed["pairs"].episodes = pairs.select(apart), pairs.select(~apart)
+        away = pairs["prompt_id"] % 1000 < 1000 * HELD_OUT_SHARE
+        if bool(away.all()) or pairs.count("group") < 20:
+            away = torch.zeros_like(away)
+        kept, fixed["pairs"].episodes = pairs.select(away), pairs.select(~away)
     first = torch.arange(min(kept.count("group"), config.eval_prompts))
-    return PairEvaluator(kept.select(first, "group"), policy.tokenizer, config.token_budget)
+    return kept.select(first, "group")
+
+
+def ranked(fixed: Mapping[str, Any], config: RunConfig, recipe: Recipe, policy: TokenPolicy, problems: Problems,
+           references: Mapping[str, TokenPolicy]) -> RankingEvaluator:  # fmt: skip
+    """How a policy itself ranks pairs that are kept apart, for runs that nothing else judges; against its reference, if any."""
+    kept = EveryPair()(apart(fixed, config, recipe.arrange, policy, problems), policy.tokenizer)
+    start = {who: p for who, p in references.items() if who == "reference"}
+    kept = annotate(kept, Needs.of(columns="reference_logp"), start, config.token_budget)
+    if "reference_logp" in kept and bool(kept["reference_logp"].isnan().any()):
+        kept = kept.without("reference_logp")
+    return RankingEvaluator(kept, policy.tokenizer, config.token_budget)

@@ -65,12 +65,19 @@ def load_problems(config: RunConfig, arms: ArmChoice | None = None) -> Problems:
         train, kept = rows, dataset_prompts(config.held_out, config.chat)
     else:
         train, kept = divided(rows)
+    if not (rewards or measured) and not any({"answer", "document"} & _filled(p) for p in [*train, *kept]):
+        kept = []  # nothing says what a good answer is: comparisons may be held out in their place
     rewards = rewards or [("prefix", CORPUS_JUDGE, 1.0) if "document" in rows[0].columns else resolve_reward("math")]
     limit = config.max_tokens or DATASET_MAX_TOKENS
     prompts = _staged(config, RowPrompts(train, config.seed), arms)
     checked = learned(rewards) and any(p.columns.get("answer") is not None for p in rows)
     judge = _rewards(measured or ([resolve_reward("math")] if checked else rewards), config)
     return Problems(prompts, kept[: config.eval_prompts], _rewards(rewards, config), judge, None, limit)
+
+
+def _filled(prompt: Prompt) -> set[str]:
+    """The columns of a prompt that hold something."""
+    return {name for name, value in prompt.columns.items() if value is not None}
 
 
 def _staged(config: RunConfig, first: Prompts, arms: ArmChoice | None = None) -> Prompts | Curriculum | Arms:
@@ -130,7 +137,7 @@ def dataset_prompts(path: str, chat: bool) -> list[Prompt]:
             )
         return found
     for row in data.prompts():
-        columns = dict(row.columns)
+        columns = {name: value for name, value in row.columns.items() if name not in ("prompts", "completions")}
         shown = columns.get("completion") or columns.get("demonstration")
         text: Any = [{"role": "user", "content": row.prompt}] if chat and isinstance(row.prompt, str) else row.prompt
         columns.setdefault("answer", row.answer)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from unipo import functional as F
+from unipo.episodes import Episodes
 from unipo.learner.annotate import emitted
 from unipo.policies import TokenPolicy
 from unipo.policies.loading import ModelError
@@ -81,6 +84,53 @@ def ranking_report(rows: Sequence[PairRow], policy: TokenPolicy, reference: Toke
     return RankingReport(
         policy=apart(logp), per_token=apart(logp, "mean"), reference=None if logged is None else apart(logged)
     )
+
+
+# ---- held-out comparisons ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Ranked:
+    """Log-ratios of the better to the worse answer [P] under the policy, and `against` the reference (None without one)."""
+
+    policy: Tensor
+    against: Tensor | None
+    examples: list[dict[str, Any]]
+
+    def metrics(self) -> dict[str, float]:
+        """Ranking accuracy with its 95 % Wilson interval, and that of log-ratios to the reference; ties are wrong."""
+        low, high = wilson_interval(int((self.policy > 0).sum()), len(self.policy))
+        found = {"accuracy": float((self.policy > 0).double().mean()), "accuracy_low": low, "accuracy_high": high,
+                 "eval_margin": float(self.policy.mean())}  # fmt: skip
+        if self.against is not None:
+            found["accuracy_against_reference"] = float((self.against > 0).double().mean())
+        return found
+
+
+@dataclass
+class RankingEvaluator:
+    """Held-out pairs, each better row before its worse one, for runs that nothing else judges."""
+
+    rows: Episodes
+    tokenizer: Any
+    token_budget: int
+
+    @property
+    def prompts(self) -> range:
+        return range(self.rows.count("group"))
+
+    def __call__(self, policy: TokenPolicy) -> Ranked:
+        logp = self.rows.reduce(emitted(self.rows, ["logp"], policy, self.token_budget)["logp"].double())
+        against = None
+        if "reference_logp" in self.rows:
+            ratio = logp - self.rows.reduce(self.rows["reference_logp"].double())
+            against = (ratio[::2] - ratio[1::2]).cpu()
+        return Ranked((logp[::2] - logp[1::2]).cpu(), against, list(self._examples(logp)))
+
+    def _examples(self, logp: Tensor, n: int = 8) -> Iterator[dict[str, Any]]:
+        context, tokens = self.rows.context(), self.rows["token"].split(self.rows.lengths().tolist())
+        for i in range(min(n, len(self.rows))):
+            prompt = context.take(torch.tensor([i])).values.tolist()
+            yield {"prompt": self.tokenizer.decode(prompt), "completion": self.tokenizer.decode(tokens[i].tolist()),
+                   "reward": float(logp[i])}  # fmt: skip
 
 
 def check_same_tokenizer(policy: TokenPolicy, other: TokenPolicy, name: str) -> None:

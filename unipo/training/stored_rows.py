@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from unipo.sources.replay import Replay
 from unipo.sources.rows import Rows, demonstration_episodes
 from unipo.tasks import STYLES, Task
 from unipo.training.config import ConfigError, RunConfig, UnusableData
-from unipo.training.problems import Problems
+from unipo.training.problems import Problems, is_task
 from unipo.training.text import replayed_groups
 
 
@@ -101,6 +102,19 @@ def _runs(identities: list[int]) -> list[int]:
         numbers.append((numbers[-1] + (identity != last)) if numbers else 0)
         last = identity
     return numbers
+
+
+def with_own_rows(config: RunConfig, recipe: Recipe) -> RunConfig:
+    """A TASK that is a file of comparisons or labels is trained on, where a method asks for such rows and no other are given."""
+    asked = recipe.given_kinds - {stage.provides for stage in recipe.rollouts.augment}
+    if is_task(config.task) or not asked & {"pair", "label"}:
+        return config
+    kinds = load_rows(config.task).kinds
+    if "pair" in asked and not config.pairs and {"pairs", "ratings"} & set(kinds):
+        config = dataclasses.replace(config, pairs=config.task)
+    if "label" in asked and not config.labels and "labels" in kinds:
+        config = dataclasses.replace(config, labels=config.task)
+    return config
 
 
 def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> dict[str, Rows]:
