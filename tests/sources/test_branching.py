@@ -10,6 +10,7 @@ import torch
 from unipo.episodes import Episodes
 from unipo.objectives import GroupStd
 from unipo.policies.tabular import TabularPolicy
+from unipo.reproduce.network import NetworkPolicy
 from unipo.sources.augment import Augment
 from unipo.sources.branching import (
     ADVANTAGE,
@@ -25,6 +26,7 @@ from unipo.sources.branching import (
 from unipo.sources.filters import MixedOutcomes
 from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
+from unipo.sources.step_critic import FittedCritic
 from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
 from unipo.sources.trees import SegmentTree
 from unipo.tasks.tabular import TabularTask
@@ -329,3 +331,31 @@ def test_what_windows_cannot_do_is_refused() -> None:
         RolloutSpec(window=1.5)
     with pytest.raises(ValueError, match="cannot be chosen by group"):
         RolloutSpec(window=0.5, keep=MixedOutcomes())
+
+
+def test_a_critic_of_steps_is_fitted_to_success_rates() -> None:
+    """Twelve updates do little, many reach the rates it was fitted to; a state without a token cannot be read."""
+    task, _ = made()
+    policy = NetworkPolicy(task, 0)
+    states = [(0, (0,), ()), (0, (0,), (1,)), (0, (0,), (1, 2)), (1, (1,), (0,))]
+    rates = torch.tensor([0.5, 0.9, 0.1, 0.3], dtype=torch.float64)
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    found = FittedCritic(400, 0.03)(states, rates, states[1:], policy)
+    assert found.tolist() == pytest.approx(rates[1:].tolist(), abs=0.02)
+    assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters()), "a copy is fitted"
+    assert not torch.allclose(FittedCritic(1, 0.03)(states, rates, states[1:], policy), rates[1:], atol=0.1)
+    assert bool(FittedCritic()(states[:1], rates[:1], states, policy).isnan().all())
+
+
+def test_a_critic_in_the_place_of_values_samples_nothing_more() -> None:
+    """Steps that end an answer keep their reward; the others have the critic's value; completions are all that is sampled."""
+    task, _ = made()
+    stage = StepCandidates(Every(2), solutions=2, completions=8, critic=FittedCritic(50, 0.03))
+    rollouts = tabular_rollouts(task, NetworkPolicy(task, 0), RolloutSpec(group=4, augment=(stage,)), 0)
+    batch = rollouts.draw(0, 0)
+    context = [len(c) for c in batch.context().values.split(batch.context().offsets.diff().tolist())]
+    ends = torch.tensor([n == 3 for n in context])
+    assert set(batch["reward"][ends].tolist()) <= {0.0, 1.0}
+    assert bool(((batch["reward"][~ends] > 0) & (batch["reward"][~ends] < 1)).all())
+    states = batch.count("group")
+    assert rollouts.tokens_sampled <= 2 * 4 * 4 + states * 8 * 4

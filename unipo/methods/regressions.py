@@ -49,6 +49,7 @@ from unipo.recipe import Recipe, RolloutSpec, Snapshot
 from unipo.sources.branching import After, StepCandidates
 from unipo.sources.difficulty import HelpInProportion
 from unipo.sources.filters import DistinctAdvantages, RewardGap
+from unipo.sources.step_critic import FittedCritic
 
 
 def drpo(*, group: int = 8, temper: float = 0.1, tau: float = 10.0, longest: float = 1024, strength: float = 1e3,
@@ -113,7 +114,8 @@ CONSTANTS = {"fixed": Center(), "free": GroupMean()}
 
 
 def dapo_direct(*, group: int = 32, beta: float = 0.01, gap: float = 0.1, constant: str = "fixed", solutions: int = 6,
-                completions: int = 16, values: int = 16, boundary: str = "\\n", renew: int = 0) -> Recipe:  # fmt: skip
+                completions: int = 16, values: int = 16, critic: int = 0, critic_rate: float = 1e-3, boundary: str = "\\n",
+                renew: int = 0) -> Recipe:  # fmt: skip
     """Direct advantage-based policy optimisation (arXiv 2412.18279): regress the log-ratio of a step to its advantage.
 
         L = mean over (s, a) of ( A(s, a) / beta - log( pi(a | s) / ref(a | s) ) )^2 / 2,    A = q(s, a) - mean over candidates
@@ -122,10 +124,12 @@ def dapo_direct(*, group: int = 32, beta: float = 0.01, gap: float = 0.1, consta
     candidates of a state are the first steps of `completions` answers behind it, q the mean reward of `values` further ones
     (`StepCandidates`). Equal candidates are merged after A is taken, states whose values are less than `gap` apart dropped.
     Log-ratios are sums over the step's tokens. `constant` free: the best one per state, whose minimiser is ref exp(A / beta) / Z.
-    Departs from the paper: q is the Monte-Carlo value itself, not a critic trained on such; data are sampled by the current
-    policy every step, the reference is the policy of the start, or of the last `renew` steps (iterative DAPO).
+    `critic`: q by a critic, fitted to the states' success rates by so many updates, as in the paper; 0: the Monte-Carlo value
+    itself. Departs from the paper: data are sampled (and the critic fitted) by the current policy every step, the reference is
+    the policy of the start, or of the last `renew` steps (iterative DAPO).
     """
-    candidates = StepCandidates(After(boundary.replace("\\n", "\n")), solutions, completions, values)
+    fitted = FittedCritic(critic, critic_rate) if critic else None
+    candidates = StepCandidates(After(boundary.replace("\\n", "\n")), solutions, completions, values, fitted)
     term = ScoreRegression(
         target=AffineOutcome(1.0 / beta, 0.0), score=LogRatioScore(1.0), center=CONSTANTS[constant], per="episode"
     )

@@ -15,9 +15,11 @@ from unipo.sources.prompts import Prompt
 
 
 class Completes(Protocol):
-    """What samples more where that is asked for: `Rollouts`. `kept`: rows remembered over steps by name, checkpointed."""
+    """What samples more where that is asked for: `Rollouts`. `kept`: rows remembered over steps by name, checkpointed.
+    `policy`: whose samples these are."""
 
     kept: dict[str, Episodes]
+    policy: Any
 
     def complete(self, prompts: Sequence[Prompt], contexts: Sequence[Sequence[int]], step: int, version: int, *,
                  use: str = "", written: Sequence[Sequence[int]] | None = None, by: tuple[str, float] | None = None,

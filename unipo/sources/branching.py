@@ -16,6 +16,7 @@ from torch import Tensor
 from unipo import functional as F
 from unipo.episodes import Episodes, segment_reduce
 from unipo.sources.augment import Augment, Drawn
+from unipo.sources.step_critic import FittedCritic, Prefix
 
 ADVANTAGE = "segment_advantage"
 
@@ -86,10 +87,6 @@ class MaskLikely(Augment):
 
 
 # ---- what prefixes are worth -------------------------------------------------------------------------------------------
-Prefix = tuple[int, tuple[int, ...], tuple[int, ...]]
-"""(prompt id, its tokens, tokens of the answer)"""
-
-
 def prefix_values(groups: Episodes, start: Tensor, drawn: Drawn, completions: int, use: str = "values") -> Tensor:
     """[B] float64: mean reward of `completions` new answers behind the prefix before each step of `start` [B].
 
@@ -168,13 +165,15 @@ class StepCandidates(Augment):
     States are the prefixes, at the boundaries of `cut`, of up to `solutions` answers of the group, half of them right as
     far as there are both kinds. The candidates of a state are the first steps of `completions` new answers behind it, equal
     ones too. A candidate's reward is its value: the mean reward of `values` new answers behind it (0: of those of the state's
-    completions that begin with it), and its own reward where it ends the answer.
+    completions that begin with it), and its own reward where it ends the answer. With a `critic` it is the critic's, fitted to
+    the states' own completions, and `values` is not looked at.
     """
 
     cut: Cut = After("\n")
     solutions: int = 6
     completions: int = 16
     values: int = 16
+    critic: FittedCritic | None = None
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         tokenizer = drawn.source.tokenizer
@@ -200,13 +199,17 @@ class StepCandidates(Augment):
             for b, t in zip(owner, tokens, strict=True)
         ], dtype=torch.long)  # fmt: skip
         mean = segment_reduce(reward, place, len(asked), "mean")
-        if not self.values:
+        if not self.values and self.critic is None:
             return mean[place]
         open_ = torch.ones(len(asked), dtype=torch.bool).index_put((place[last],), torch.tensor(False))
         inner = open_.nonzero().squeeze(1)
-        names = list(asked)
-        if len(inner):
-            mean[inner] = values_of([names[i] for i in inner.tolist()], drawn, self.values, "candidate values")
+        names = [list(asked)[i] for i in inner.tolist()]
+        if self.critic is not None:
+            rate = segment_reduce(reward, steps["branch"], len(states), "mean")
+            found = self.critic(states, rate, names, drawn.source.policy)
+            mean[inner] = torch.where(found.isnan(), mean[inner], found)
+        elif len(inner):
+            mean[inner] = values_of(names, drawn, self.values, "candidate values")
         return mean[place]
 
 

@@ -55,7 +55,8 @@ class HelpInProportion(Augment):
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
         delta = self.difficulty(groups, drawn) / self.best
         shares = {"help": delta.clamp(0.0, self.most), "disturb": self.noise * (-delta).clamp(0.0, 1.0)}
-        parts = [groups.select((sum(shares.values()) == 0).nonzero().squeeze(1), "group")]
+        plain = shares["help"] + shares["disturb"] == 0
+        parts = [groups.select(plain.nonzero().squeeze(1), "group")]
         for (use, share), guide in zip(shares.items(), (self.guide, self.disturbed), strict=True):
             parts += self._anew(groups, share, guide, drawn, use)
         return Episodes.cat(parts) if len(parts) > 1 else groups
