@@ -47,7 +47,7 @@ def test_a_path_is_in_the_order_of_the_steps_and_of_few_points(tmp_path: Path) -
     run = run_of(tmp_path / "a", PEAKED, np.sqrt(KL), KL)
     path = path_of(run, GOLD)
     assert path is not None
-    assert len(path.steps) == 16
+    assert len(path.steps) == 12
     assert (np.diff(path.steps) > 0).all()
     assert (np.diff(path.distance) > 0).all()
     assert path.distance[path.top] == pytest.approx((1 / 0.6) ** 2, abs=0.5), "the top of sqrt(x) - 0.3 x"

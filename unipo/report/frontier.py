@@ -15,7 +15,7 @@ from unipo.report.runs import RunData
 from unipo.report.text import number
 
 DISTANCE, GOLD, PROXY = "kl_answer", "gold", "reward"
-POINTS = 16
+POINTS = 12
 """A path is drawn by so many points: between neighbouring steps both numbers are noise, and it would be a scribble."""
 ALIKE = 4.0
 """Two rewards share an axis where neither's range is more than so many times the other's."""

@@ -67,12 +67,10 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
 
 
 def _write_pictures(runs: Sequence[RunData], out: Path) -> None:
-    along = runs[0].kind.axis_title
-    curves = [
-        (c.title, lines_panel(c, lines if i == 0 else _unlabelled(lines), along))
-        for i, (c, lines) in enumerate(_measured_curves(group(runs)))
-    ]
-    png(out.with_name("report_curves.png"), curves + [(title, draw) for title, _, draw in _over_distance(runs)])
+    along, groups = runs[0].kind.axis_title, group(runs)
+    curves = [(c.title, lines_panel(c, _unlabelled(lines), along)) for c, lines in _measured_curves(groups)]
+    curves += [(title, draw) for title, _, draw in _over_distance(runs)]
+    png(out.with_name("report_curves.png"), curves, legend=_colors(groups) if len(groups) > 1 else ())
     apart = [(t, shares_panel_with_legend(s, along)) for t, s in _ledgers(group(runs))]
     shares = ledger_panels(runs[0]) if len(runs) == 1 else apart
     png(out.with_name("report_ledger.png"), shares, columns=2 if len(shares) <= 4 else 3, size=(5.2, 3.2))
@@ -246,7 +244,7 @@ def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
     tasks = list(dict.fromkeys(r.setting("task") for r in runs))
     measured = _measured_curves(groups)
     main = [m for m in measured if m[0] in (kind.measure.curve, kind.reward)]
-    color = {g.label: PALETTE[i % len(PALETTE)] for i, g in enumerate(groups)}
+    color = dict(_colors(groups))
     best = rows[0] if rows and math.isfinite(rows[0].value) else None
     return {
         "title": f"{len(groups)} configurations on {', '.join(tasks)}" if len(groups) > 1 else
@@ -262,6 +260,11 @@ def _comparison_page(runs: Sequence[RunData]) -> dict[str, Any]:
         "left_out": max(0, len(runs) - MOST_LEDGERS),
         "runs": [(str(r.folder), r.command) for r in runs],
     }  # fmt: skip
+
+
+def _colors(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """(label, colour) of each configuration."""
+    return [(g.label, PALETTE[i % len(PALETTE)]) for i, g in enumerate(groups)]
 
 
 def _measured_curves(groups: Sequence[Group]) -> list[tuple[Curve, list[Line]]]:

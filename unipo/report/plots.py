@@ -119,10 +119,9 @@ def svg(draw: Draw, name: str, width: float = 4.4, height: float = 2.5) -> str:
     return picture.replace(INK, "currentColor").replace(LINE, "var(--line)")
 
 
-def png(
-    path: Path, panels: Sequence[tuple[str, Draw]], columns: int = 3, size: tuple[float, float] = (4.2, 2.7)
-) -> Path:
-    """Titled panels as a grid in one PNG on white."""
+def png(path: Path, panels: Sequence[tuple[str, Draw]], columns: int = 3, size: tuple[float, float] = (4.2, 2.7),
+        legend: Sequence[tuple[str, str]] = ()) -> Path:  # fmt: skip
+    """Titled panels as a grid in one PNG on white. `legend`: (label, colour) of what all of them share, above them."""
     rows = -(-len(panels) // columns)
     with _style():
         spaced = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
@@ -131,6 +130,10 @@ def png(
             ax = figure.add_subplot(max(rows, 1), columns, i + 1)
             draw(ax)
             ax.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
+        if legend:
+            handles = [mpl.lines.Line2D([], [], color=color, label=label, linewidth=4) for label, color in legend]
+            wide = max(len(label) for label, _ in legend) > 40
+            figure.legend(handles=handles, loc="outside upper left", ncols=1 if wide else 4, fontsize=9)
         figure.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
     return path
 
