@@ -14,7 +14,7 @@ from unipo.report.runs import RunData, RunFolderError
 
 NOT_THE_METHOD = frozenset(
     {"seed", "out", "device", "threads", "tensorboard", "wandb", "checkpoint_every", "keep_checkpoints", "save_episodes",
-     "eval_every", "token_budget", "asynchronous", "evaluations", "checkpoints", "video", "record"}
+     "eval_every", "gold", "token_budget", "asynchronous", "evaluations", "checkpoints", "video", "record"}
 )  # fmt: skip
 """Settings that do not change what a run learns, or are what seeds are for."""
 
