@@ -71,10 +71,6 @@ def state_policy(seed: int) -> StatePolicy:
     return StatePolicy(start.log_softmax(0), bumps / bumps.sum(1, keepdim=True))
 
 
-def peak(best: float) -> TabularTask:
-    return TabularTask(STATES, ACTIONS, 1, lambda state, answer: math.exp(-(((answer[0] - best) / 10.0) ** 2)))
-
-
 @dataclass(frozen=True)
 class Switched:
     """The study's recipe with one setting of its switches. `anew`: the start answers anew in every round."""
@@ -85,19 +81,24 @@ class Switched:
     anew: bool = False
     best: float = FAR
 
-    @property
-    def recipe(self) -> Recipe:
+    def recipe(self, passes: int) -> Recipe:
         beta = {"rwr": 0.02, "dpo": 0.01}.get(self.loss, 0.1)
         made = suboptimal_onpolicy(
-            loss=self.loss, negative=self.negative, beta=beta, refresh=int(self.own), epochs=PASSES
+            loss=self.loss, negative=self.negative, beta=beta, refresh=int(self.own), epochs=passes
         )
         return made.but(writer=Writer("reference")) if self.anew else made
 
 
-def switched_trial(arm: Switched, rate: float, seed: int, rounds: int) -> Mapping[str, float]:
+@lru_cache(maxsize=64)
+def peak(best: float) -> TabularTask:
+    return TabularTask(STATES, ACTIONS, 1, lambda state, answer: math.exp(-(((answer[0] - best) / 10.0) ** 2)))
+
+
+def switched_trial(arm: Switched, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     task, policy, start, curve = peak(arm.best), state_policy(seed), state_policy(seed), list[float]()
-    source = FreshAndReplayed(tabular_rollouts(task, policy, arm.recipe.rollouts, seed), seed)
-    train((arm.recipe,), policy, source, steps=rounds, rate=rate, reference=start,
+    recipe, rounds = arm.recipe(min(steps, PASSES)), max(1, steps // PASSES)
+    source = FreshAndReplayed(tabular_rollouts(task, policy, recipe.rollouts, seed), seed)
+    train((recipe,), policy, source, steps=rounds, rate=rate, reference=start,
           told=lambda update: curve.append(success(task, policy)))  # fmt: skip
     reached = [i for i, reward in enumerate(curve, 1) if reward >= 0.9]
     shown = tabular_rollouts(task, start, RolloutSpec(group=ANSWERS), seed).draw(0, 0)
@@ -134,7 +135,7 @@ SUBOPTIMAL = Claim(
         "near: best-of-n, negatives, own": Switched(negative="mean", best=NEAR),
     },
     trial=switched_trial,
-    steps=10,
+    steps=10 * PASSES,
     tune="reward on the way",
     grid=(0.03, 0.1),
     expectations=(
@@ -292,15 +293,21 @@ def words(seed: int) -> TabularTask:
     return TabularTask(8, 6, 4, lambda prompt, tokens: float(worth[prompt, range(len(tokens)), tokens].sum()))
 
 
-def listed_trial(arm: Listed, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+@lru_cache(maxsize=128)
+def judged_lists(size: int, seed: int) -> tuple[Episodes, Episodes]:
+    """Lists of the start's answers as a noisy judge rates them, and other answers with their rewards."""
     task = words(seed)
-    policy, start = NetworkPolicy(task, seed), NetworkPolicy(task, seed)
-    ranked = (Compared(ScoreJudge(0.1), Opponents(itself=1.0)), Rated("win_rate"))
-    judged = tabular_rollouts(task, start, RolloutSpec(group=arm.size, relabel=(Noisy(0.15, seed),), augment=ranked), seed)
-    source = Rows(Episodes.cat([judged.draw(step, step) for step in range(8)]), 16, seed)
+    start, ranked = NetworkPolicy(task, seed), (Compared(ScoreJudge(0.1), Opponents(itself=1.0)), Rated("win_rate"))
+    judged = tabular_rollouts(task, start, RolloutSpec(group=size, relabel=(Noisy(0.15, seed),), augment=ranked), seed)
+    others = tabular_rollouts(task, start, RolloutSpec(group=64), seed + 1).draw(0, 0)
+    return Episodes.cat([judged.draw(step, step) for step in range(8)]), others
+
+
+def listed_trial(arm: Listed, rate: float, seed: int, steps: int) -> Mapping[str, float]:
+    task, (lists, others) = words(seed), judged_lists(arm.size, seed)
+    policy, start, source = NetworkPolicy(task, seed), NetworkPolicy(task, seed), Rows(lists, 16, seed)
     recipe = lipo(loss=arm.loss, beta=arm.beta, labels="ratings")
     train((recipe,), policy, lambda step: source.draw(step, step), steps=steps, rate=rate, reference=start)
-    others = tabular_rollouts(task, start, RolloutSpec(group=64), seed + 1).draw(0, 0)
     with torch.no_grad():
         score = others.reduce(policy.signals(others, ["logp"])["logp"] - start.signals(others, ["logp"])["logp"])
         before = task.log_probability(start)
