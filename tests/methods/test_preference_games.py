@@ -618,7 +618,7 @@ def test_a_function_is_made_symmetric_and_checked() -> None:
         FunctionJudge(lambda *a, **k: [0.5] * 3)(first, first, drawn)
     with pytest.raises(RewardError, match=r"returned 1.5 for pair 1"):
         FunctionJudge(lambda *a, **k: [0.5, 1.5, 0.5, 0.5])(first, first, drawn)
-    with pytest.raises(ValueError, match="expected reward, or file"):
+    with pytest.raises(ValueError, match="expected reward, model"):
         judge_of("best", 1.0)
     assert judge_of("reward", 0.3) == ScoreJudge(0.3)
 
