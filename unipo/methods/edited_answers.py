@@ -175,7 +175,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         slug="rationale-po", build=rationale_po, row=114, family="preference",
-        title="Data-Centric Human Preference with Rationales for Direct Preference Alignment", paper="arXiv 2407.14477",
+        title="Data-Centric Human Preference Optimization with Rationales", paper="arXiv 2407.14477",
         equation="L = L_base(w, l) - gamma log pi(rationale | x, both answers)",
         claim="with rationales fewer pairs are needed for the same accuracy on held-out pairs; shuffled rationales do not help",
         identity_tests=tuple(_TESTS + t for t in (
