@@ -18,7 +18,7 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.network import NetworkPolicy
-from unipo.reproduce.training import FreshAndReplayed, divergence, entropy, success, train
+from unipo.reproduce.training import FreshAndReplayed, divergence, success, train
 from unipo.sources.encode import Message
 from unipo.sources.filters import Relabel
 from unipo.sources.goals import RatingGoal
@@ -47,6 +47,11 @@ class StatePolicy(TabularPolicy):
         self.register_buffer("features", features)
         self.weights = nn.Parameter(torch.zeros(features.shape[1], len(start), dtype=torch.float64))
         self.value = nn.Parameter(torch.zeros(len(features), 1, len(start) + 1, dtype=torch.float64))
+
+    @property
+    def law(self) -> Tensor:
+        """[P, V] log pi(a | x), detached."""
+        return (self.get_buffer("start") + self.get_buffer("features") @ self.weights.detach()).log_softmax(-1)
 
     @property
     def logits(self) -> Tensor:  # type: ignore[override]
@@ -94,22 +99,26 @@ def peak(best: float) -> TabularTask:
     return TabularTask(STATES, ACTIONS, 1, lambda state, answer: math.exp(-(((answer[0] - best) / 10.0) ** 2)))
 
 
+@lru_cache(maxsize=64)
+def first_answers(best: float, seed: int) -> Episodes:
+    return tabular_rollouts(peak(best), state_policy(seed), RolloutSpec(group=ANSWERS), seed).draw(0, 0)
+
+
 def switched_trial(arm: Switched, rate: float, seed: int, steps: int) -> Mapping[str, float]:
     task, policy, start, curve = peak(arm.best), state_policy(seed), state_policy(seed), list[float]()
     recipe, rounds = arm.recipe(min(steps, PASSES)), max(1, steps // PASSES)
     source = FreshAndReplayed(tabular_rollouts(task, policy, recipe.rollouts, seed), seed)
     train((recipe,), policy, source, steps=rounds, rate=rate, reference=start,
-          told=lambda update: curve.append(success(task, policy)))  # fmt: skip
+          told=lambda update: curve.append(float((policy.law.exp() * task.rewards).sum(1).mean())))  # fmt: skip
     reached = [i for i, reward in enumerate(curve, 1) if reward >= 0.9]
-    shown = tabular_rollouts(task, start, RolloutSpec(group=ANSWERS), seed).draw(0, 0)
-    with torch.no_grad():
-        ratio = policy.signals(shown, ["logp"])["logp"] - start.signals(shown, ["logp"])["logp"]
-        before = task.log_probability(start)
+    shown, now, before = first_answers(arm.best, seed), policy.law, start.law
+    ratio = (now - before)[shown.context().values, shown["token"]]
     place = F.places(shown["reward"], shown.index("group", "episode"), STATES)
     return {
         "reward": curve[-1], "reward on the way": sum(curve) / len(curve), "steps to .9": float(min([*reached, len(curve) + 1])),
         "answers judged": float(ANSWERS * (rounds if arm.own or arm.anew else 1)),
-        "KL to the start": divergence(task, policy, before), "entropy": entropy(task, policy),
+        "KL to the start": float((now.exp() * (now - before)).sum(1).mean()),
+        "entropy": float(-(now.exp() * now).sum(1).mean()),
         "log-ratio of best": float(ratio[place == 0].mean()), "log-ratio of worst": float(ratio[place == ANSWERS - 1].mean()),
     }  # fmt: skip
 
