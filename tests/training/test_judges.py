@@ -19,7 +19,9 @@ from unipo.policies import load_policy
 from unipo.sources.arrange import EveryPair
 from unipo.training.best_of import BestOf
 from unipo.training.checkpoint import existing
+from unipo.training.config import ConfigError
 from unipo.training.judging import Judgement, by_margin
+from unipo.training.stored_rows import rated_rollouts
 
 SMALL = ("--pairs", "task", "--dataset-rows", "120", "--pairs-per-step", "8", "--steps", "6", "--eval-every", "3")
 
@@ -127,6 +129,24 @@ def test_lists_with_ratings_and_margins(tmp_path: Path) -> None:
     assert trained.count("group") + kept.count("group") == 60 * 3
     assert not set(trained["prompt_id"].tolist()) & set(kept["prompt_id"].tolist())
     assert len(EveryPair()(trained, None)) == len(trained), "pairs stay pairs"
+
+
+def test_a_runs_rollouts_are_rated_lists(tmp_path: Path) -> None:
+    """Finished answers with their rewards; a prompt whose answers were all worth the same says nothing."""
+    rows = Episodes.build([[5, 2], [6, 2], [7, 2], [5, 2], [6, 2], [7]], [[1, 4]] * 6, [0, 0, 0, 1, 1, 1], kind=["rollout"] * 6,
+                          prompt_id=[1] * 3 + [2] * 3, truncated=[False] * 5 + [True], policy_version=[3] * 6)  # fmt: skip
+    worth = torch.tensor([0.2, 1.0, 0.5, 0.3, 0.3, 0.9])
+    rows = rows.with_columns("episode", reward=worth).with_columns("step", behavior_logp=torch.zeros(11))
+    rows.save(tmp_path / "run" / "episodes" / "step_000001.parquet")
+    lists = rated_rollouts(str(tmp_path / "run"))
+    assert lists is not None
+    assert lists["rating"].tolist() == pytest.approx([0.2, 1.0, 0.5])
+    assert lists["chosen"].tolist() == [False, True, False]
+    assert not {"reward", "behavior_logp"} & set(lists.columns), "they are given now, not its own"
+    rows.select(torch.tensor([3, 4, 5])).save(tmp_path / "run" / "episodes" / "step_000001.parquet")
+    with pytest.raises(ConfigError, match="different rewards"):
+        rated_rollouts(str(tmp_path / "run"))
+    assert rated_rollouts("task") is None
 
 
 def test_quarters_by_hand() -> None:

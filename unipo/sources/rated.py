@@ -27,7 +27,12 @@ class Rated(Augment):
         return replace(self, keep=True)
 
     def __call__(self, groups: Episodes, drawn: Drawn) -> Episodes:
-        rating = groups[self.by].double()
-        best = groups.expand(groups.reduce(rating, to="group", how="max", level="episode"), "episode", "group")
-        made = groups.with_columns("episode", kind="pair", rating=rating, chosen=rating == best)
+        made = as_lists(groups, self.by)
         return Episodes.cat([groups, made]) if self.keep else made
+
+
+def as_lists(groups: Episodes, by: str = "reward") -> Episodes:
+    """The same groups of kind "pair": `rating` [E] is their column `by`, `chosen` the best of each."""
+    rating = groups[by].double()
+    best = groups.expand(groups.reduce(rating, to="group", how="max", level="episode"), "episode", "group")
+    return groups.with_columns("episode", kind="pair", rating=rating, chosen=rating == best)

@@ -168,8 +168,8 @@ class RunConfig(BaseConfig):
     demos_per_step: int = 16
     """Demonstrations in a batch."""
     pairs: str = ""
-    """Comparisons: "task" ("task:groups": several answers on each side), or a dataset of pairs (prompt, chosen, rejected) or of
-    rated lists (prompt, completions, ratings)."""
+    """Comparisons: "task" ("task:groups": several answers on each side), a dataset of pairs (prompt, chosen, rejected) or of
+    rated lists (prompt, completions, ratings), or a run's folder: its rollouts, rated by their reward."""
     pairs_per_step: int = 16
     """Pairs or lists in a batch."""
     keep_pairs: str = ""

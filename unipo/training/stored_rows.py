@@ -20,6 +20,7 @@ from unipo.sources.encode import encode_completion, encode_prompt
 from unipo.sources.label_noise import flipped
 from unipo.sources.pair_filters import PairFilter, kept_by, read_filters, spelled
 from unipo.sources.prompts import prompt_identity
+from unipo.sources.rated import as_lists
 from unipo.sources.replay import Replay
 from unipo.sources.rows import Rows, demonstration_episodes
 from unipo.tasks import STYLES, Task
@@ -124,7 +125,10 @@ def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> di
         shown = _demonstrations(config, problems)
         made = demonstration_episodes(tokenizer, [p for p, _ in shown], [c for _, c in shown])
         found["demos"] = Rows(made, config.demos_per_step, config.seed)
-    if config.pairs:
+    lists = rated_rollouts(config.pairs)
+    if lists is not None:
+        found["pairs"] = _checked(config, policy, (), lists, config.pairs_per_step)
+    elif config.pairs:
         pairs = _pairs(config, problems)
         found["pairs"] = _checked(config, policy, pairs, comparison_episodes(tokenizer, pairs), config.pairs_per_step)
     elif config.keep_pairs:
@@ -133,6 +137,30 @@ def fixed_rows(config: RunConfig, policy: TokenPolicy, problems: Problems) -> di
         judged = _labels(config, problems)
         found["labels"] = _checked(config, policy, judged, labelled_episodes(tokenizer, judged), config.labels_per_step)
     return found
+
+
+def rated_rollouts(path: str) -> Episodes | None:
+    """The finished rollouts of a run (its folder) as lists, rated by their reward; None where `path` is no run with episodes.
+
+    Raises ConfigError where no two answers to a prompt were rewarded differently.
+    """
+    files = sorted((Path(path) / "episodes").glob("step_*.parquet")) if path else []
+    if not files:
+        return None
+    rows = Episodes.cat([Episodes.load(f) for f in files])
+    rows = rows.select(rows.category("kind", "rollout") & ~rows["truncated"] & rows["reward"].isfinite())
+    high, low = (rows.reduce("reward", to="group", how=how) for how in ("max", "min"))
+    lists = as_lists(rows.select(high > low, "group"))
+    if not len(lists):
+        raise ConfigError(
+            f"--pairs {path}: in no step of this run had two finished answers to a prompt different rewards"
+        )
+    own = [
+        name
+        for name in lists.columns
+        if name.partition(".")[0] in ("reward", "behavior_logp", "win_rate", "confidence")
+    ]
+    return lists.without(*own).with_columns("episode", policy_version=torch.full((len(lists),), -1))
 
 
 def _checked(
@@ -148,7 +176,8 @@ def _checked(
     if config.keep_pairs and kind == "comparisons":
         rows, said = kept_by(rows, _filters(config.keep_pairs))
         notes += [f"{spelled(one)} left {after:,} of {before:,} comparisons" for one, before, after in said]
-    check_given(given, rows, context_limit(policy.model), config.rating_range)
+    if given:
+        check_given(given, rows, context_limit(policy.model), config.rating_range)
     return Rows(rows.without("given"), per_step, config.seed, notes=notes)
 
 
