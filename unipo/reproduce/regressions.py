@@ -297,7 +297,11 @@ DIRECT_CLAIM = Claim(
     "policy with shared parameters at the states that it drops, and the second round then starts from a policy "
     "that has drifted. With all states step advantages beat whole answers and pairs, and a second round "
     "improves again; but two rounds on whole answers are better still: with five short steps outcomes are "
-    "cheap, and rounds matter more than where credit is assigned.",
+    "cheap, and rounds matter more than where credit is assigned. "
+    "Also looked at, seed 2000, 16 prompts, values by the state's own 12 completions: 0.55 against 0.44 of whole answers and "
+    "0.25 of pairs, and a second round with as much data ends at 0.33 with the filter, 0.67 without; with a beta of 0.03 whole "
+    "answers are ahead (0.65 against 0.57). A critic fitted to the states' success rates, the paper's, gave 0.26: so small a "
+    "network does not tell prefixes apart.",
 )
 
 # ---- OORL ------------------------------------------------------------------------------------------------------------

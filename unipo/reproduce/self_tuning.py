@@ -165,6 +165,10 @@ CLAIMS = (
         "training had brought some of the way; the best baseline and the mean reward are exact, as a known b would be. "
         "Seen: known exactly, the best baseline has the least variance; estimated from seven other rollouts, most of them of the "
         "same likely answer, it has more than leave-one-out. The signal's share is small from the first step on, so that "
-        "scaling by it loses more at rates that were right than it saves at those that were too large.",
+        "scaling by it loses more at rates that were right than it saves at those that were too large. "
+        "Also looked at, by simulation: with verifiable rewards without noise and policies that prefer some answers (normal "
+        "logits of 1.5) the estimated baseline has 12 % less variance than leave-one-out at groups of 8 and of 32; noise of 1 "
+        "takes that away. The rate by signal gains at most 0.02 at base rates of 300 to 3,000 and loses up to 0.14 at 10: too "
+        "large a rate does its harm in the first step, before any share is known.",
     ),
 )

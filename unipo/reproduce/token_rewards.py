@@ -186,6 +186,8 @@ CLAIMS = (
         "group and a KL to the start of 0.01. The reward model is a copy of the network with a scalar head; the policy waits "
         "for it 10 of the 60 steps. Seen: wrong answers make learning faster and entropy smaller, since they sharpen what "
         "cloning leaves broad; token weights hurt, for a reward model that sees some ten pairs a step is not sure of any token "
-        "before the policy has settled.",
+        "before the policy has settled. "
+        "Also looked at, seed 2000: where 4 of 12 tokens decide, 80 steps, the order is the same: 0.83 without token weights, "
+        "0.69 with right answers alone, 0.28 with token weights (0.57 with a reward model that learns five times as fast).",
     ),
 )
