@@ -274,3 +274,39 @@ def test_lists_are_ranked_by_all_their_pairs(tmp_path: Path) -> None:
     assert len(found.policy) == 3
     assert float(found.policy[0] + found.policy[2]) == pytest.approx(float(found.policy[1]), abs=1e-4)
     assert found.reference is None
+
+
+# ---- a file of comparisons alone -------------------------------------------------------------------------------------
+def test_a_file_of_comparisons_is_task_and_data_and_held_out_pairs_are_ranked(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a + b + 1)}
+        for a in range(1, 9)
+        for b in range(1, 9)
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    settings = {**SMALL, "steps": 3, "eval_prompts": 64, "out": str(tmp_path / "run")}
+    run = unipo.train("dpo", path, **settings)
+    first, last = (m for m in run.records.metrics if m["accuracy"] == m["accuracy"])
+    kept = run.data.held_out.rows
+    assert 0 < kept.count("group") < 20
+    assert kept.count("group") + run.data.mixer.sources["pairs"].episodes.count("group") == 64
+    assert not set(kept["prompt_id"].tolist()) & set(run.data.mixer.sources["pairs"].episodes["prompt_id"].tolist())
+    assert first["accuracy_against_reference"] == 0.0, "at the start both models are one: ties are wrong"
+    assert last["accuracy_against_reference"] > 0.5
+    logp = kept.reduce(emitted(kept, ["logp"], run.policy, 4096)["logp"])
+    assert last["accuracy"] == pytest.approx(float((logp[::2] > logp[1::2]).double().mean()))
+    other = unipo.train("simpo", path, **{**settings, "out": str(tmp_path / "simpo")})
+    assert "accuracy_against_reference" not in other.records.metrics[-1]
+
+
+def test_lists_named_as_the_arguments_of_rewards_do_not_reach_them(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "completions": [x, w], "ratings": [1, 4], "answer": w} for p, w, x in asked()]
+    run = unipo.train("dpo", write(tmp_path / "a.jsonl", rows), out=str(tmp_path / "run"), **SMALL)
+    assert run.records.metrics[-1]["reward"] != run.records.metrics[-1]["reward"]
+    assert run.config.pairs.endswith("a.jsonl")
+
+
+def test_labels_are_no_answers_to_judge_by(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "completion": w, "label": i % 2 == 0} for i, (p, w, _) in enumerate(asked())]
+    run = unipo.train("kto", write(tmp_path / "a.jsonl", rows), out=str(tmp_path / "run"), labels_per_step=4, **SMALL)
+    assert all(m["accuracy"] != m["accuracy"] for m in run.records.metrics)
