@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -84,7 +85,14 @@ def draw_optimisation(run: RunData) -> Draw:
             right.spines[["top", "right", "left", "bottom"]].set_visible(False)
             right.tick_params(axis="y", length=0, labelcolor=PALETTE[1])
             ax.tick_params(axis="y", labelcolor=PALETTE[0])
-        ax.legend(handles=[*first, *second], loc="best")
+        above: dict[str, Any] = {
+            "loc": "lower right",
+            "bbox_to_anchor": (1.0, 1.0),
+            "borderaxespad": 0.1,
+            "ncols": 2,
+            "handlelength": 1.3,
+        }
+        ax.legend(handles=[*first, *second], **above)  # inside it would hide what is drawn on the other axis
         _distance_axis(ax)
 
     return draw

@@ -311,7 +311,7 @@ def _over_distance(runs: Sequence[RunData]) -> list[tuple[str, str, Draw]]:
     """(title, how to read it, panel) of what is drawn over the KL from the start: proxy and gold of a run, the frontier of
     several."""
     if len(runs) == 1:
-        found = [("Proxy and gold over the KL", optimisation_note(runs[0]), draw_optimisation(runs[0]))]
+        found = [("Proxy and gold", optimisation_note(runs[0]), draw_optimisation(runs[0]))]
         return found if has_gold(runs[0]) else []
     groups = group(runs)
     column = frontier_column(groups)
