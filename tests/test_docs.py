@@ -76,10 +76,10 @@ def first_cells(page: str, heading: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a reward of several parts, a reference and demonstrations: one step."""
+    """A run with a reward of several parts, another that is measured, a reference and demonstrations: one step."""
     out = tmp_path_factory.mktemp("docs") / "run"
     unipo.train("q-insight+0.1*sft", "rating", steps=1, prompts=2, rollouts=2, demos="task", demos_per_step=2, dataset_rows=8,
-                eval_prompts=4, eval_samples=2, out=str(out))  # fmt: skip
+                gold="length", eval_prompts=4, eval_samples=2, out=str(out))  # fmt: skip
     return out
 
 
