@@ -90,7 +90,7 @@ def test_an_interrupted_exchange_is_not_taken_for_the_next_one():
 def test_known_names_and_weights():
     assert resolve_reward("math") == ("math", math, 1.0)
     assert resolve_reward(" length*-0.001 ") == ("length", length, -0.001)
-    graded = {"form", "near", "prefix", "within", "word_by_word"}
+    graded = {"form", "near", "overlap", "prefix", "within", "word_by_word"}
     assert set(REWARDS) == {"exact_match", "length", "math"} | graded
 
 
