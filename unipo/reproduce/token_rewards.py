@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -138,9 +137,6 @@ CLAIMS = (
         statement=find("rlfr").claim,
         arms={
             "rlfr": (build("rlfr", {"rlfr": {"offline": OFFLINE}}).but(companions=(FLOW,)),),
-            "rlfr, both contexts": (
-                build("rlfr", {"rlfr": {"offline": OFFLINE}}).but(companions=(replace(FLOW, context="both"),)),
-            ),
             "grpo": (build("grpo", {}),),
             "grpo, entropy bonus": (build("grpo", {"grpo": {"entropy": 0.01}}),),
         },
