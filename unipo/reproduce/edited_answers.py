@@ -184,11 +184,11 @@ PAIRS, HELD_OUT = 16, 400
 
 @lru_cache(maxsize=8)
 def words_of(seed: int) -> tuple[Tensor, Tensor]:
-    """Features of words [WORDS, FEATURES], and which half of them is good [WORDS]: that along a hidden direction."""
-    draw = keyed_generator(seed, "words")
-    features = torch.from_numpy(draw.standard_normal((WORDS, FEATURES)))
-    along = features @ torch.from_numpy(draw.standard_normal(FEATURES))
-    return features, along > along.median()
+    """Features of words, 1 or -1 [WORDS, FEATURES], and which half of the words is good [WORDS]: the first feature says it."""
+    drawn = keyed_generator(seed, "words").integers(2, size=(WORDS, FEATURES))
+    drawn[:, 0] = torch.arange(WORDS) % 2
+    features = torch.from_numpy(2.0 * drawn - 1.0)
+    return features, features[:, 0] > 0
 
 
 class ReadingPolicy(nn.Module):
@@ -303,7 +303,7 @@ RATIONALES = Claim(
         "shuffled rationales": Told(REASONED, shuffle=True),
     },
     trial=rationale_trial,
-    steps=60,
+    steps=120,
     tune="held out",
     grid=(0.01, 0.03),
     expectations=(
@@ -312,9 +312,12 @@ RATIONALES = Claim(
         Expectation(arm="rationales", metric="held out", than="shuffled rationales", least=0.0),
     ),
     note=f"{WORDS} words, half of them good; of two random answers of {LONG} words that with more good words is preferred, and "
-    f"the rationale says how many either has, and which is better. {PAIRS} pairs, beta 0.1, gamma 1, 60 updates of all "
-    f"of them. Words have {FEATURES} features, of which the policy makes {WIDTH} number, for reading and for saying: what "
-    f"rationales teach about words is there when answers are written. Held-out: {HELD_OUT} pairs, by the log-ratio to the start.",
+    f"the rationale says how many either has, and which is better. {PAIRS} pairs, beta 0.1, gamma 1, 120 updates of all of them. "
+    f"Words have {FEATURES} random features, of which one says whether they are good; the policy makes {WIDTH} number of them, for "
+    f"reading and for saying: what rationales teach about words is there when answers are written. Held-out: {HELD_OUT} pairs, by "
+    "the log-ratio to the start. In a first setting good words were a half-space of normal features, so that counts are not linear "
+    "in them: over 48 seeds rationales were better than none by 0.051 [0.022, 0.080], and against twice the pairs nothing was "
+    "decided, -0.010 [-0.033, 0.013].",
 )
 
 CLAIMS = (OPA, DRPO, RATIONALES)
