@@ -313,11 +313,11 @@ RATIONALES = Claim(
     ),
     note=f"{WORDS} words, half of them good; of two random answers of {LONG} words that with more good words is preferred, and "
     f"the rationale says how many either has, and which is better. {PAIRS} pairs, beta 0.1, gamma 1, 120 updates of all of them. "
-    f"Words have {FEATURES} random features, of which one says whether they are good; the policy makes {WIDTH} number of them, for "
-    f"reading and for saying: what rationales teach about words is there when answers are written. Held-out: {HELD_OUT} pairs, by "
-    "the log-ratio to the start. In a first setting good words were a half-space of normal features, so that counts are not linear "
-    "in them: over 48 seeds rationales were better than none by 0.051 [0.022, 0.080], and against twice the pairs nothing was "
-    "decided, -0.010 [-0.033, 0.013].",
+    f"Words have {FEATURES} random features, of which one says whether they are good; the policy makes {WIDTH} number of them, "
+    "for reading and for saying: what rationales teach about words is there when answers are written. Held-out: "
+    f"{HELD_OUT} pairs, by the log-ratio to the start. In a first setting good words were a half-space of normal features, so "
+    "that counts are not linear in them: over 48 seeds rationales were better than none by 0.051 [0.022, 0.080], and against "
+    "twice the pairs nothing was decided, -0.010 [-0.033, 0.013].",
 )
 
 CLAIMS = (OPA, DRPO, RATIONALES)
