@@ -58,7 +58,7 @@ def build_text(config: RunConfig, recipe: Recipe, console: Console | None = None
         stop=config.stop,
         weights=config.sampling_weights,
     )
-    check_prompts(policy, problems, config)
+    check_prompts(policy, problems, config, recipe.rollouts.ask)
     if config.ahead and recipe.rollouts.players:
         raise ConfigError(
             f"{config.method!r} meets samples of {', '.join(sorted(recipe.rollouts.players))}, which may change while --ahead "

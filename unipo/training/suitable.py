@@ -6,6 +6,7 @@ from unipo.policies import TokenPolicy
 from unipo.recipe import Given, Recipe, kinds_of
 from unipo.sources.augment import Augment
 from unipo.sources.beginnings import Beginning
+from unipo.sources.directions import Asking
 from unipo.sources.encode import encode_prompt, plain_text
 from unipo.sources.prompts import Prompt, RowPrompts
 from unipo.training.config import ConfigError, RunConfig, UnusableData
@@ -111,8 +112,9 @@ def check_guidance(config: RunConfig, recipe: Recipe, problems: Problems) -> Non
         )
 
 
-def check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) -> None:
-    """Every prompt of a dataset must fit: told with its row before training."""
+def check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig, ask: Asking | None = None) -> None:
+    """Every prompt of a dataset must fit, as what `ask` makes of it: told with its row before training."""
+    ask = ask or Asking()
     context = getattr(policy.model.config, "max_position_embeddings", None) or 1 << 30
     limit = min(config.max_prompt_tokens or context, context - problems.max_tokens)
     rows = [
@@ -121,7 +123,7 @@ def check_prompts(policy: TokenPolicy, problems: Problems, config: RunConfig) ->
         for row in (p.rows if isinstance(p, RowPrompts) else [p[i] for i in range(8)])
     ]
     for number, prompt in enumerate([*rows, *problems.held_out], 1):
-        length = len(encode_prompt(policy.tokenizer, prompt.text))
+        length = len(encode_prompt(policy.tokenizer, ask.held_out(prompt).text))
         if not 0 < length <= limit:
             raise ConfigError(
                 f"prompt {number} ({str(prompt.text)[:50]!r}) has {length} tokens; allowed are 1 to {limit} (a context of "
