@@ -349,11 +349,12 @@ LIPO = Claim(
     ),
     note="Eight prompts, answers of four of six words; the reward is the fourth power of a sum of random worths of the words at "
     "their places, so that few answers are good. Eight lists per prompt of answers of the start, rated by their mean win "
-    "probability in the list: sigmoid of the difference of rewards, seen with noise of deviation 0.08 (theirs is 0.1), over "
-    "0.05. A network of 32 units, 60 steps of 16 lists. Reward: exact over all answers; NDCG: of the order that log pi / ref "
-    "gives 64 other answers per prompt. Beta is 0.2, four times the paper's: its answers are ten times longer, and at 0.05 a few "
-    "words can follow the bounded targets of softmax to their end, which then did as well as any. In a first setting whose rewards "
-    "were the sums themselves, 12 seeds, all came out as expected but for lambda - pairs, 0.002 [-0.023, 0.028]: where all ranks "
-    "matter alike, weighing them gains nothing. Before that, with exact rewards, list-mle and pairs were above lambda.",
+    "probability in the list: sigmoid of the difference of rewards, seen with noise of deviation 0.08 (theirs is 0.1), over"
+    " 0.05. A network of 32 units, 60 steps of 16 lists. Reward: exact over all answers; NDCG: of the order that log pi / "
+    "ref gives 64 other answers per prompt. Beta is 0.2, four times the paper's: its answers are ten times longer, and at "
+    "0.05 a few words can follow the bounded targets of softmax to their end, which then did as well as any. In a first "
+    "setting whose rewards were the sums themselves, 12 seeds, all came out as expected but for lambda - pairs, 0.002 "
+    "[-0.023, 0.028]: where all ranks matter alike, weighing them gains nothing. Before that, with exact rewards, list-mle "
+    "and pairs were above lambda.",
 )
 CLAIMS = (SUBOPTIMAL, REWARD_AUGMENTED, LIPO)
