@@ -319,14 +319,14 @@ CLAIMS = (
             Expectation(arm="ampo", metric="formats", than="one teacher", least=0.0),
             Expectation(arm="ampo", metric="success", than="random teachers", least=-0.02),
         ),
-        note=f"A table of logits, {ASKED} prompts of whose {VOCABULARY**LENGTH:,} answers {FORMATS} are right, one in the format "
-        "of each teacher. The student hardly ever uses the formats, and is sure of the result behind the reasoning of some "
-        f"teachers only (a random part of {UNDERSTOOD:g} on its logit). Groups of {GROUP}, 20 updates, exact numbers. One "
-        "teacher: the first, in every group (LUFFY without the std). Formats: exp of the entropy of the formats of right answers, of one "
-        "prompt and of all prompts together. Changed: it was a network over ten prompts that understood all teachers alike "
-        "(which then cannot matter), where prompts were solved or lost as a whole, 10 seeds left two parts open, and 50 updates "
-        "brought all arms down to one format for each prompt; longer training does so here too (1.17 against 1.01 formats after "
-        "40, on other seeds).",
+        note=f"A table of logits, {ASKED} prompts of whose {VOCABULARY**LENGTH:,} answers {FORMATS} are right, one in the "
+        "format of each teacher. The student hardly ever uses the formats, and is sure of the result behind the reasoning "
+        f"of some teachers only (a random part of {UNDERSTOOD:g} on its logit). Groups of {GROUP}, 20 updates, exact "
+        "numbers. One teacher: the first, in every group (LUFFY without the std). Formats: exp of the entropy of the "
+        "formats of right answers, of one prompt and of all prompts together. Changed: it was a network over ten prompts "
+        "that understood all teachers alike (which then cannot matter), where prompts were solved or lost as a whole, 10 "
+        "seeds left two parts open, and 50 updates brought all arms down to one format for each prompt; longer training "
+        "does so here too (1.17 against 1.01 formats after 40, on other seeds).",
     ),
     Claim(
         slug="tempsamp",

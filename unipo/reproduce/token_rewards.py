@@ -83,11 +83,12 @@ def separation(seed: int, steps: int) -> float:
     for step in range(steps):
         batch = rollouts.draw(step, step)
         flow.learn(flow.annotate(batch, step), step)
-    every = task.episodes()
-    right = every["reward"] > 0.5
-    wrong = torch.zeros_like(right)
-    wrong[::7] = ~right[::7]
-    some = every.select(right | wrong)
+    right = task.rewards.flatten() > 0.5
+    looked = right | (torch.arange(len(right)) % 7 == 0)
+    prompt, chosen = torch.cartesian_prod(*(torch.arange(n) for n in task.rewards.shape))[looked].unbind(1)
+    some = Episodes.build([task.sequences[i] for i in chosen.tolist()], prompt[:, None].tolist(), prompt.tolist(),
+                          kind=["rollout"] * len(chosen), prompt_id=prompt.tolist(),
+                          reward=right[looked].double().tolist())  # fmt: skip
     flow.annotate(some, steps)
     score, known = flow.scores(some, steps)
     mean = some.reduce(torch.where(known, score, 0.0)) / some.reduce(known.to(score))
