@@ -149,7 +149,7 @@ METHODS = (
         equation="L = mean over psi_i > psi_j of Delta_ij * -log sigmoid(s_i - s_j),  s = beta log(pi / ref)\n"
                  "Delta_ij = K |2^psi_i - 2^psi_j| |1 / log2(1 + rank_i) - 1 / log2(1 + rank_j)|",
         claim="weighting pairs of a list by what their exchange changes of the ranking beats all pairs alike and the "
-              "probability of the order, and these beat softmax and pointwise losses; the more so the longer the list",
+              "probability of the order, and these beat softmax and pointwise losses; it gains with the length of the list",
         identity_tests=_tests(
             "test_two_items_are_dpo", "test_swap_gain_is_the_change_of_dcg", "test_alike_weights_are_dpo_on_all_pairs",
             "test_list_mle_of_two_is_dpo", "test_hinge_of_two_is_slic", "test_shifts_and_sums_of_advantages",
