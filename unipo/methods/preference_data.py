@@ -55,8 +55,8 @@ METHODS = (
         title="Automated Filtering of Human Feedback Data for Aligning Text-to-Image Diffusion Models",
         equation="f = z(|r_w - r_l|) + alpha z(quality) + gamma z(log d_k(prompt)); the top share by f, one per prompt\n"
                  "L = mean over the pairs kept of -log sigmoid(h(chosen) - h(rejected)),  h = beta * sum log(pi / ref)",
-        claim="DPO on a twentieth of noisy comparisons, chosen by margin and spread, reaches a higher reward in few steps than on "
-              "all of them or on random ones; by margin alone it loses on prompts that were not trained on",
+        claim="DPO on a twentieth of noisy comparisons, chosen by margin and spread, reaches a higher reward in few steps than "
+              "on all of them or on random ones; by margin alone it loses on prompts that were not trained on",
         identity_tests=tuple(_TESTS + t for t in (
             "test_without_weights_the_widest_margins_stay", "test_the_whole_share_is_dpo",
             "test_importance_does_not_depend_on_the_order_of_rows", "test_embeddings_may_be_moved_and_scaled",
