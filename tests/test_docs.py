@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import unipo
-from unipo import cli
+from unipo.cli import COMMANDS, words
 from unipo.methods.catalog import BY_SLUG, STUDIES, parse
 from unipo.rewards import REWARDS, resolve_reward, split_rewards
 from unipo.sources.data_files import READERS
@@ -36,16 +36,16 @@ EVERY = sorted({(page.relative_to(ROOT).as_posix(), line) for page in PAGES for 
 @pytest.mark.parametrize(("page", "line"), EVERY)
 def test_commands_are_ones_that_the_command_line_knows(page: str, line: str) -> None:
     name, *rest = shlex.split(line, comments=True)[1:]
-    assert name in cli.COMMANDS or name.startswith("--")
+    assert name in COMMANDS or name.startswith("--")
     if PLACEHOLDERS.search(" ".join(rest)):
         return
     if name in ("run", "explain"):
-        cli._parsed(name, rest)
+        words.parsed(name, rest)
     elif name == "compare":
-        _, flags = cli._taken(rest[2:], "--seeds", 3)
+        _, flags = words.taken(rest[2:], "--seeds", 3)
         for method in rest[0].split(","):
             parse(method)
-        cli._parsed("run", [rest[0].split(",")[0], rest[1], *flags])
+        words.parsed("run", [rest[0].split(",")[0], rest[1], *flags])
     elif name in ("show", "reproduce") and rest[0] != "all":
         assert rest[0] in BY_SLUG or rest[0] in STUDIES
 

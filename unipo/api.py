@@ -11,8 +11,9 @@ import yaml
 from rich.console import Console
 
 from unipo.commands import command
-from unipo.methods.catalog import build, usable
+from unipo.methods.catalog import MethodError, build, usable
 from unipo.recipe import Recipe
+from unipo.sources.directions import Asking, Directed
 from unipo.tasks import is_environment
 from unipo.training import BaseConfig, ConfigError, ControlConfig, Run, RunConfig, build_run
 from unipo.training import read_config as parse_config
@@ -52,6 +53,22 @@ def configure(method: str | Recipe, task: str, options: Mapping[str, Mapping[str
     options = {**options, **merged}
     recipe = build(method, options, environment=True) if isinstance(method, str) else method
     return control_config(recipe, known, method=named, task=task, method_options=options, **settings), recipe
+
+
+def asking(config: BaseConfig, angle: float | None = None) -> Asking:
+    """What the run's method makes of held-out prompts; `angle`: the direction, in degrees, of one that is told directions.
+
+    Raises ConfigError for an angle where none are told.
+    """
+    try:
+        ask = recipe_of(config).rollouts.ask
+    except MethodError:  # a recipe that was written in Python
+        ask = Asking()
+    if angle is None:
+        return ask
+    if not isinstance(ask, Directed):
+        raise ConfigError(f"--angle is for policies that are told a direction (dpa), and {config.method!r} tells none")
+    return dataclasses.replace(ask, shown=angle)
 
 
 def recipe_of(config: BaseConfig) -> Recipe:

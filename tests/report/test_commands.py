@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from unipo.api import configure
-from unipo.cli import _parsed
+from unipo.cli import words as command_line
 from unipo.commands import command
 from unipo.report.commands import full_command
 from unipo.training import BaseConfig
@@ -23,7 +23,7 @@ def plain(config: BaseConfig) -> dict[str, Any]:
 def parsed(line: str) -> dict[str, Any]:
     words = shlex.split(line)
     assert words[:2] == ["unipo", "run"]
-    return plain(_parsed("run", words[2:])[0])
+    return plain(command_line.parsed("run", words[2:])[0])
 
 
 RUNS: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (

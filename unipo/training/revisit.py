@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from unipo.critics.greedy import load_greedy_policy
-from unipo.methods.catalog import MethodError, build
 from unipo.policies import RecurrentPolicy, TokenPolicy, load_control_policy, load_policy, load_recurrent_policy
-from unipo.sources.directions import Asking, Directed
+from unipo.sources.directions import Asking
 from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.statistics import bootstrap_interval
 from unipo.tasks import TINY_MODEL
@@ -110,61 +109,34 @@ def config_of(folder: str | Path) -> RunConfig | ControlConfig:
     return read_config(path.read_text())
 
 
-def ask_of(config: RunConfig, angle: float | None = None) -> Asking:
-    """What the run's method makes of held-out prompts; `angle`: the direction that one with directions is asked for, in degrees.
-
-    Raises ConfigError for an angle where no directions are told.
-    """
-    try:
-        ask = build(config.method, config.method_options).rollouts.ask
-    except MethodError:  # a recipe that was written in Python
-        ask = Asking()
-    if angle is None:
-        return ask
-    if not isinstance(ask, Directed):
-        raise ConfigError(f"--angle is for policies that are told a direction (dpa), and {config.method!r} tells none")
-    return dataclasses.replace(ask, shown=angle)
-
-
 def evaluate_versus(folder: str | Path, against: str, prompts: int, samples: int, temperature: float, judge: str = "reward",
-                    angle: float | None = None) -> Versus:  # fmt: skip
+                    ask: Asking | None = None, theirs: Asking | None = None) -> Versus:  # fmt: skip
     """The policy of `folder` against that of the run `against`, or against the model it started from ("reference").
 
-    Both answer the held-out prompts of `folder`'s run. Raises ConfigError where one of them is not there, or for a judge that is
-    none.
+    Both answer the held-out prompts of `folder`'s run, each as it is asked them (`unipo.api.asking`). Raises ConfigError where
+    one of them is not there, or for a judge that is none.
     """
     config = config_of(folder)
     if not isinstance(config, RunConfig):
         raise ConfigError(f"{folder} is a run in an environment: --against compares answers to prompts")
     problems = load_problems(dataclasses.replace(config, eval_prompts=prompts))
-    theirs, other = ask_of(config, angle), None
-    if against == "reference":
-        other = load_policy(str(TINY_MODEL) if config.model == "tiny" else config.model, config.dtype)
-    else:
-        met = config_of(against)
-        theirs = (
-            ask_of(met, angle if isinstance(ask_of(met), Directed) else None)
-            if isinstance(met, RunConfig)
-            else Asking()
-        )
-        other = load_trained(against)
+    start = str(TINY_MODEL) if config.model == "tiny" else config.model
+    other = load_policy(start, config.dtype) if against == "reference" else load_trained(against)
     policy = load_trained(folder)
     if not (isinstance(policy, TokenPolicy) and isinstance(other, TokenPolicy)):
         raise ConfigError(f"{against} has no policy that answers prompts")
     try:
-        return versus(
-            config, problems, policy, other, against, samples, temperature, judge, ask_of(config, angle), theirs
-        )
+        return versus(config, problems, policy, other, against, samples, temperature, judge, ask, theirs)
     except ValueError as error:
         raise ConfigError(f"--judge: {error}") from error
 
 
 def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: float, most: int = 0, reward: str = "",
-                 angle: float | None = None) -> Evaluation | Judgement | BestOf:  # fmt: skip
+                 ask: Asking | None = None) -> Evaluation | Judgement | BestOf:  # fmt: skip
     """Sample held-out prompts with the policy in `folder/final`, or order held-out pairs by it if it is a judge.
 
-    `most`: of so many answers the best is picked, by `reward`. `angle`: of a policy that is told a direction. Raises ConfigError
-    when there is no policy yet.
+    `most`: of so many answers the best is picked, by `reward`. `ask`: what prompts become first. Raises ConfigError when there is
+    no policy yet.
     """
     found, policy = config_of(folder), load_trained(folder)
     assert isinstance(found, RunConfig)
@@ -178,7 +150,7 @@ def evaluate_run(folder: str | Path, prompts: int, samples: int, temperature: fl
         raise ConfigError(f"{config.task} has no held-out prompts: give the run a --held-out dataset")
     settings = SamplerSettings(temperature=temperature, max_tokens=problems.max_tokens, stop=config.stop)
     sampler = Sampler(policy.model, policy.tokenizer, settings)
-    held_out = [ask_of(found, angle).held_out(p) for p in problems.held_out]
+    held_out = [(ask or Asking()).held_out(p) for p in problems.held_out]
     if most:
         picks = picker(config, problems, reward)
         return best_of(held_out, sampler, policy.tokenizer, scorer(problems.gold), scorer(picks), config.seed, most)
