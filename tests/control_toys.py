@@ -14,7 +14,7 @@ from unipo.episodes import Column, Episodes, offsets_of
 from unipo.learner import Player, annotate
 from unipo.objectives import Needs
 from unipo.recipe import Recipe
-from unipo.sources.spaces import ActionSpec
+from unipo.sources.acting.spaces import ActionSpec
 from unipo.training.build_control import Players, annotators, make_players, modules, trained_players
 from unipo.training.config import ControlConfig
 

@@ -14,9 +14,9 @@ import unipo
 from unipo.cli import COMMANDS, words
 from unipo.methods.catalog import BY_SLUG, STUDIES, parse
 from unipo.rewards import REWARDS, resolve_reward, split_rewards
-from unipo.sources.data_files import READERS
-from unipo.sources.data_rows import KINDS
-from unipo.sources.datasets import load_rows
+from unipo.sources.data.datasets import load_rows
+from unipo.sources.data.files import READERS
+from unipo.sources.data.records import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -102,7 +102,9 @@ def toy_batch(
                                     chosen=[p % 2 == 0], prompt_id=[300 + p], truncated=[False],
                                     policy_version=[-1]))  # fmt: skip
     for p in range(3):
-        kind, prompts = ("context", [numbers(2, VOCABULARY), numbers(2, VOCABULARY)]) if p else ("rationale", [[1, 2, 3]])
+        kind, prompts = (
+            ("context", [numbers(2, VOCABULARY), numbers(2, VOCABULARY)]) if p else ("rationale", [[1, 2, 3]])
+        )
         n, said = len(prompts), numbers(3, VOCABULARY)
         parts.append(Episodes.build([said] * n, prompts, [0] * n, kind=[kind] * n, source=[kind] * n, truncated=[False] * n,
                                     chosen=[True, False][:n], prompt_id=[500 + p] * n, policy_version=[-1] * n))  # fmt: skip

@@ -35,7 +35,9 @@ def read_table(table: pa.Table) -> tuple[dict[str, Tensor], dict[str, Column]]:
     """Offsets and columns: the inverse of `table_of`. Raises ValueError for a table that it did not make."""
     described = (table.schema.metadata or {}).get(b"unipo.episodes")
     if described is None:
-        raise ValueError("this table was not written by Episodes.to_arrow; load user data with unipo.sources.datasets")
+        raise ValueError(
+            "this table was not written by Episodes.to_arrow; load user data with unipo.sources.data.datasets"
+        )
     table = table.combine_chunks()
     turns, owner = _array(table, "turn_lengths"), torch.from_numpy(_array(table, "group").to_numpy().copy())
     groups = torch.unique_consecutive(owner, return_counts=True)[1]

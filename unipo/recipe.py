@@ -25,13 +25,13 @@ from unipo.objectives import (
     number,
     parts_of,
 )
-from unipo.sources.arrange import Arrange
-from unipo.sources.augment import Augment
-from unipo.sources.companions import CompanionSpec
+from unipo.sources.companions.companion import CompanionSpec
 from unipo.sources.controllers import Controller
 from unipo.sources.directions import Asking
 from unipo.sources.spec import ControlSpec, RolloutSpec
-from unipo.sources.two_stage import DescribeThenReason
+from unipo.sources.stages.arrange import Arrange
+from unipo.sources.stages.augment import Augment
+from unipo.sources.text.two_stage import DescribeThenReason
 
 KINDS = ("rollout", "demo", "pair", "label")
 TEXT_SIGNALS = frozenset({"logp", "entropy", "collision", "value"})

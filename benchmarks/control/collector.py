@@ -27,9 +27,9 @@ def collecting(environment: str, copies: int, fast: bool) -> Callable[[], int]:
     from unipo.policies.acting import Acting
     from unipo.policies.control import ControlPolicy
     from unipo.policies.distributions import Categorical, Distribution, Gaussian
-    from unipo.sources.collector import Collector
-    from unipo.sources.environments import Environments, make_environment
-    from unipo.sources.stepping import Maker, Together
+    from unipo.sources.acting.collector import Collector
+    from unipo.sources.acting.environments import Environments, make_environment
+    from unipo.sources.acting.stepping import Maker, Together
 
     torch.manual_seed(0)
     make = partial(make_environment, environment)

@@ -46,8 +46,8 @@ def make() -> Path:
 
 def write_arrays() -> None:
     """The recorded episodes as flat rows: every column [N, ...]."""
-    from unipo.sources.recordings import load_recorded
-    from unipo.sources.transitions import rows_of
+    from unipo.sources.acting.recordings import load_recorded
+    from unipo.sources.acting.transitions import rows_of
 
     rows = rows_of(load_recorded(MINARI))
     names = ("observation", "action", "reward", "next_observation", "terminated", "truncated")

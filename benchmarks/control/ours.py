@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 
 from unipo.api import configure, start
-from unipo.sources.environments import make_environment
-from unipo.sources.spaces import ActionSpec
+from unipo.sources.acting.environments import make_environment
+from unipo.sources.acting.spaces import ActionSpec
 
 EPISODES, STARTS = 50, 1_000_000
 HERE = Path(__file__).parent / "ours"

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from unipo.sources.collector import Collector
-from unipo.sources.environments import Environments, make_environment
-from unipo.sources.transitions import Prioritised, TransitionReplay
+from unipo.sources.acting.collector import Collector
+from unipo.sources.acting.environments import Environments, make_environment
+from unipo.sources.acting.transitions import Prioritised, TransitionReplay
 
 ROWS, BATCH = 1_000_000, 256
 NOISE = {"noise": (6,), "next_noise": (6,)}

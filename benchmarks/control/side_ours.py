@@ -66,8 +66,8 @@ def returns_of(run: Any, row: str, steps: int, notes: str) -> None:
     """Train to the end and evaluate; offline, steps are updates."""
     import torch
 
-    from unipo.sources.environments import make_environment
-    from unipo.sources.spaces import ActionSpec
+    from unipo.sources.acting.environments import make_environment
+    from unipo.sources.acting.spaces import ActionSpec
 
     while run.step < run.config.steps:
         run.advance()

@@ -27,11 +27,11 @@ from unipo.objectives import (
 )
 from unipo.policies.tabular import TabularPolicy
 from unipo.reproduce.constrained import ANGLES, Numbered, Proxies, hypervolume, learned
-from unipo.sources.augment import Drawn
 from unipo.sources.controllers import Below, Lagrangian
 from unipo.sources.directions import Along, Directed, weights_at
 from unipo.sources.prompts import Prompt
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.stages.augment import Drawn
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 TWO = {"first": 0.5, "second": 0.4}

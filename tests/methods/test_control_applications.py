@@ -41,8 +41,8 @@ from unipo.objectives import (
 from unipo.policies.control import ControlPolicy, load_control_policy
 from unipo.policies.distributions import Categorical
 from unipo.recipe import Recipe
+from unipo.sources.acting.dispatch import Simulators, decisions, shifts
 from unipo.sources.controllers import Doubling
-from unipo.sources.dispatch import Simulators, decisions, shifts
 from unipo.tabular.mdp import FiniteMDP, Values
 from unipo.tasks.environments import PostDecisionFrozenLake, PostDecisionProcess
 from unipo.tasks.environments.portfolio import Portfolio, Weights, regulated

@@ -16,7 +16,7 @@ from unipo.methods.preferences import dpo
 from unipo.objectives import EpisodeMean, Likelihood, pairs
 from unipo.policies.control import ControlPolicy
 from unipo.policies.distributions import Categorical, Gaussian
-from unipo.sources.segment_pairs import Earned, Regret, SegmentPairs, labelled, segments, write_pairs
+from unipo.sources.acting.segment_pairs import Earned, Regret, SegmentPairs, labelled, segments, write_pairs
 from unipo.training.build import build_run
 from unipo.training.config import ConfigError, ControlConfig
 

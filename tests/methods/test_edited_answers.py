@@ -22,15 +22,15 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.training import train
 from unipo.rewards import RewardError
-from unipo.sources.beginnings import Reset
-from unipo.sources.companions import torch_generator
-from unipo.sources.comparisons import comparison_episodes
-from unipo.sources.data_problems import Where
-from unipo.sources.editing import Corrected, Edit, EditViews, masked_pairs, stretches, weighted_edits
-from unipo.sources.explained import Explained
-from unipo.sources.preference_rows import PairRow
+from unipo.sources.companions.companion import torch_generator
+from unipo.sources.data.comparisons import comparison_episodes
+from unipo.sources.data.preferences import PairRow
+from unipo.sources.data.problems import Where
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import NumberTokenizer, TabularPrompts, tabular_rollouts
+from unipo.sources.stages.beginnings import Reset
+from unipo.sources.stages.editing import Corrected, Edit, EditViews, masked_pairs, stretches, weighted_edits
+from unipo.sources.stages.explained import Explained
+from unipo.sources.text.tabular import NumberTokenizer, TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 AFTER = {"align": 0.0}

@@ -26,8 +26,8 @@ from unipo.objectives import (
 )
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
-from unipo.sources.guidance import ShortestUseful
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.stages.guidance import ShortestUseful
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 TOLERANCE = {"atol": 1e-12, "rtol": 1e-9}

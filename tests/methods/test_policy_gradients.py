@@ -24,7 +24,7 @@ from unipo.objectives import (
 )
 from unipo.policies.tabular import TabularPolicy
 from unipo.sources.controllers import RunningMean
-from unipo.sources.filters import MixedOutcomes, SoftOverlong
+from unipo.sources.text.filters import MixedOutcomes, SoftOverlong
 from unipo.tasks.tabular import TabularTask
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]]

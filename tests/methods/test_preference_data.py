@@ -13,8 +13,8 @@ from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.methods.preference_data import dpo_gamma, fifa
 from unipo.methods.preferences import dpo
-from unipo.sources.data_problems import DataError
-from unipo.sources.pair_filters import Diverse, Important, Length, Margin, Quality, kept_by, margins, read_filters
+from unipo.sources.data.pair_filters import Diverse, Important, Length, Margin, Quality, kept_by, margins, read_filters
+from unipo.sources.data.problems import DataError
 
 N = 40
 

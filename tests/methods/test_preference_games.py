@@ -39,9 +39,10 @@ from unipo.policies import load_policy
 from unipo.policies.tabular import TabularPolicy
 from unipo.reproduce.training import FreshAndReplayed, train
 from unipo.rewards import RewardError
-from unipo.sources.augment import Drawn
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.preferences import (
+from unipo.sources.spec import RolloutSpec
+from unipo.sources.stages.augment import Drawn
+from unipo.sources.stages.preferences import (
     Answers,
     Choice,
     Compared,
@@ -58,9 +59,8 @@ from unipo.sources.preferences import (
     Verdicts,
     judge_of,
 )
-from unipo.sources.sampler import Sampler, SamplerSettings
-from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.text.sampler import Sampler, SamplerSettings
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tabular.game_solvers import geometric_mixture, multiplicative_weights
 from unipo.tabular.game_solvers import inpo as inpo_step
 from unipo.tabular.games import PreferenceGame, RegularisedGame, mirror_step

@@ -38,14 +38,14 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.training import FreshAndReplayed, train
 from unipo.sources.directions import Asking
-from unipo.sources.explained import texts_of
-from unipo.sources.goals import GoalPairs, RatingGoal
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
-from unipo.sources.rated import Rated
 from unipo.sources.rows import pair_episodes
 from unipo.sources.spec import Writer
-from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
+from unipo.sources.stages.explained import texts_of
+from unipo.sources.stages.goals import GoalPairs, RatingGoal
+from unipo.sources.stages.rated import Rated
+from unipo.sources.text.tabular import NumberTokenizer, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 BETA = 0.3

@@ -51,7 +51,7 @@ from unipo.objectives import (
 from unipo.objectives import pairs as compared
 from unipo.policies.tabular import TabularPolicy
 from unipo.reproduce.training import train
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 

@@ -16,7 +16,7 @@ from unipo.objectives import Objective
 from unipo.policies.control import ControlPolicy
 from unipo.policies.distributions import Categorical, Gaussian
 from unipo.recipe import Recipe
-from unipo.sources.behaviour import Behaviour, Recent
+from unipo.sources.acting.behaviour import Behaviour, Recent
 from unipo.training.adapted import Adapted
 from unipo.training.build_control import build_control
 from unipo.training.config import ControlConfig

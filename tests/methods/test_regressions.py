@@ -27,7 +27,7 @@ from unipo.objectives import (
     Standardised,
     Zero,
 )
-from unipo.sources.filters import DistinctAdvantages, RewardGap
+from unipo.sources.text.filters import DistinctAdvantages, RewardGap
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
 LENGTHS = [[2, 3, 1, 4], [1, 2, 5, 2]]

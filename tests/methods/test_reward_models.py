@@ -18,11 +18,11 @@ from unipo.methods.reward_models import best_of_n, dr_sow, preference_model, rew
 from unipo.objectives import FinalValue, Listwise, Pairwise, RankedPairs
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
-from unipo.sources.arrange import EveryPair, Rivals
-from unipo.sources.augment import Drawn
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
+from unipo.sources.stages.arrange import EveryPair, Rivals
+from unipo.sources.stages.augment import Drawn
+from unipo.sources.text.tabular import NumberTokenizer, tabular_rollouts
 from unipo.tabular.best_of import best_of_n as exact_best
 from unipo.tabular.best_of import expected_best, most_kl
 from unipo.tabular.games import PreferenceGame, kl

@@ -25,9 +25,9 @@ from unipo.objectives import (
     with_settings,
 )
 from unipo.policies.tabular import TabularPolicy
-from unipo.sources.branching import ADVANTAGE, Every, MaskLikely, SegmentValues, Unlikely
-from unipo.sources.tabular import tabular_rollouts
-from unipo.sources.trees import SegmentTree
+from unipo.sources.stages.branching import ADVANTAGE, Every, MaskLikely, SegmentValues, Unlikely
+from unipo.sources.stages.trees import SegmentTree
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]]

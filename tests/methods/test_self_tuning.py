@@ -16,9 +16,9 @@ from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings
 from unipo.methods.self_tuning import oblr_po, sec_curriculum
 from unipo.objectives import GroupStd, LeaveOneOut, Normalised, NormWeighted
-from unipo.sources.arms import ArmChoice, Arms, boltzmann, by_columns, epsilon_greedy, proportional
 from unipo.sources.controllers import SignalShare
 from unipo.sources.prompts import Prompt, RowPrompts
+from unipo.sources.text.arms import ArmChoice, Arms, boltzmann, by_columns, epsilon_greedy, proportional
 
 P = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
 R = torch.tensor([1.0, -0.4, 2.5, 0.3], dtype=torch.float64)

@@ -8,8 +8,8 @@ from unipo.episodes import Episodes
 from unipo.methods.catalog import MethodError, build
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
-from unipo.sources.preferences import Compared, Paired
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.stages.preferences import Compared, Paired
+from unipo.sources.text.tabular import tabular_rollouts
 
 START = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().double()
 

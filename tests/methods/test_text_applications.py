@@ -17,9 +17,9 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.rewards import Formatted, ForTask, RewardSet, Within, WordByWord
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Scored
-from unipo.sources.tabular import NumberTokenizer
-from unipo.sources.two_stage import (
+from unipo.sources.text.rollouts import Scored
+from unipo.sources.text.tabular import NumberTokenizer
+from unipo.sources.text.two_stage import (
     DescribeThenReason,
     chosen,
     describe_then_reason,

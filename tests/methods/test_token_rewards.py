@@ -17,11 +17,11 @@ from unipo.methods.token_rewards import oreal, rlfr
 from unipo.objectives import AffineOutcome, GroupStd, KLPenalty, LeaveOneOut, Normalised, PolicyGradient
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.online import scattered
-from unipo.sources.companions import seeded, torch_generator
-from unipo.sources.filters import OneOfEach, RepeatedByDifficulty
-from unipo.sources.flow import FlowNet, FlowReward
-from unipo.sources.tabular import tabular_rollouts
-from unipo.sources.token_rewards import TokenCredit
+from unipo.sources.companions.companion import seeded, torch_generator
+from unipo.sources.companions.flow import FlowNet, FlowReward
+from unipo.sources.companions.token_rewards import TokenCredit
+from unipo.sources.text.filters import OneOfEach, RepeatedByDifficulty
+from unipo.sources.text.tabular import tabular_rollouts
 
 BARE: dict[str, Any] = {"kl": 0.0, "credit": "one", "kept": "all", "negative": 1.0}
 

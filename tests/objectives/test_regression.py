@@ -28,7 +28,7 @@ from unipo.objectives import (
     with_settings,
 )
 from unipo.objectives.hoisting import Stored
-from unipo.sources.transitions import TransitionReplay
+from unipo.sources.acting.transitions import TransitionReplay
 
 REWARD = [1.0, 2.0, 3.0, 4.0]
 ENDED = [False, True, False, False]

@@ -24,8 +24,8 @@ from unipo.policies.distributions import (
     SquashedGaussian,
 )
 from unipo.policies.networks import Normaliser
-from unipo.sources.collector import Collector
-from unipo.sources.environments import Environments, make_environment
+from unipo.sources.acting.collector import Collector
+from unipo.sources.acting.environments import Environments, make_environment
 
 D, N = 5, 8
 LAWS: list[Distribution] = [Categorical(2), Categorical(5), Gaussian(3), SquashedGaussian(3), Deterministic(3)]

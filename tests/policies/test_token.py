@@ -16,7 +16,7 @@ from unipo.policies import ModelError, TokenPolicy, ValueHead, load_policy
 from unipo.policies import token as token_module
 from unipo.policies.loading import LoraSettings
 from unipo.policies.token import PADDING_WASTE, buckets
-from unipo.sources.sampler import Sampler, SamplerSettings
+from unipo.sources.text.sampler import Sampler, SamplerSettings
 
 ARCHITECTURES = tuple(configurations(300))
 

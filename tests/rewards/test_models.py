@@ -13,7 +13,7 @@ from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.encode import encode_completion, encode_prompt
 from unipo.rewards import DensityRatio, ModelRater, ModelReward, RewardError, learned, resolve_reward
 from unipo.rewards.models import loaded
-from unipo.sources.preferences import ModelJudge, judge_of
+from unipo.sources.stages.preferences import ModelJudge, judge_of
 
 PROMPTS = ["what is 12", "reverse abc", "0 1 2"]
 ANSWERS = ["the answer is 42", "cba", "3"]

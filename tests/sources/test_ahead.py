@@ -11,9 +11,9 @@ import torch
 
 from unipo.episodes import Episodes
 from unipo.policies.tabular import TabularPolicy
-from unipo.sources.ahead import Ahead
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.text.ahead import Ahead
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 TASK = TabularTask(3, 4, 3, lambda prompt, tokens: float(sum(tokens) % 3 == prompt))

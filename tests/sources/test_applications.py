@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unipo.episodes import Episodes
-from unipo.sources.corpus import WINDOW, corpus_prompts
+from unipo.sources.data.corpus import WINDOW, corpus_prompts
 from unipo.sources.rows import Rows
 
 TEXT = "The first is here. The second is there. Short. The fourth is near. The fifth is last."

@@ -11,8 +11,10 @@ from unipo.episodes import Episodes
 from unipo.objectives import GroupStd
 from unipo.policies.tabular import TabularPolicy
 from unipo.reproduce.network import NetworkPolicy
-from unipo.sources.augment import Augment
-from unipo.sources.branching import (
+from unipo.sources.companions.step_critic import FittedCritic
+from unipo.sources.spec import RolloutSpec
+from unipo.sources.stages.augment import Augment
+from unipo.sources.stages.branching import (
     ADVANTAGE,
     After,
     Cut,
@@ -23,12 +25,10 @@ from unipo.sources.branching import (
     Unlikely,
     balanced,
 )
-from unipo.sources.filters import MixedOutcomes
-from unipo.sources.rollouts import Rollouts
-from unipo.sources.spec import RolloutSpec
-from unipo.sources.step_critic import FittedCritic
-from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
-from unipo.sources.trees import SegmentTree
+from unipo.sources.stages.trees import SegmentTree
+from unipo.sources.text.filters import MixedOutcomes
+from unipo.sources.text.rollouts import Rollouts
+from unipo.sources.text.tabular import NumberTokenizer, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 TOKENIZER = NumberTokenizer()

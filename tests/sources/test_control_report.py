@@ -15,8 +15,8 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
 from unipo.episodes import Column, Episodes
-from unipo.sources.control_report import check_control, finite_episodes, is_control_data
-from unipo.sources.recordings import load_recorded
+from unipo.sources.acting.control_report import check_control, finite_episodes, is_control_data
+from unipo.sources.acting.recordings import load_recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unipo.sources.data_problems import Findings
-from unipo.sources.data_report import Spread, check, long_prompts
-from unipo.sources.datasets import DataError, Problem, load_rows
+from unipo.sources.data.datasets import DataError, Problem, load_rows
+from unipo.sources.data.problems import Findings
+from unipo.sources.data.report import Spread, check, long_prompts
 
 USER = {"role": "user", "content": "2 + 2?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -7,12 +7,12 @@ import torch
 
 from unipo.episodes import Episodes
 from unipo.policies.tabular import TabularPolicy
-from unipo.sources.augment import Drawn
-from unipo.sources.difficulty import RECENT, Disturbed, HelpInProportion
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.stages.augment import Drawn
+from unipo.sources.stages.difficulty import RECENT, Disturbed, HelpInProportion
+from unipo.sources.text.rollouts import Rollouts
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 

@@ -15,11 +15,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from unipo.episodes import Episodes
-from unipo.sources.collector import Collector
-from unipo.sources.environment_errors import EnvironmentFailure, TaskEnvironmentError
-from unipo.sources.environments import ActionSpec, Environments, ObservationSpec, make_environment
-from unipo.sources.reward_scaling import RewardScaler
-from unipo.sources.transitions import TransitionReplay, rows_of
+from unipo.sources.acting.collector import Collector
+from unipo.sources.acting.environment_errors import EnvironmentFailure, TaskEnvironmentError
+from unipo.sources.acting.environments import ActionSpec, Environments, ObservationSpec, make_environment
+from unipo.sources.acting.reward_scaling import RewardScaler
+from unipo.sources.acting.transitions import TransitionReplay, rows_of
 
 
 class Counting(gym.Env[Any, Any]):

@@ -13,9 +13,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from unipo.sources.environment_errors import TaskEnvironmentError
-from unipo.sources.environments import make_environment
-from unipo.sources.evaluation import evaluate, film
+from unipo.sources.acting.environment_errors import TaskEnvironmentError
+from unipo.sources.acting.environments import make_environment
+from unipo.sources.acting.evaluation import evaluate, film
 
 
 class Dice(gym.Env[Any, Any]):
@@ -69,7 +69,7 @@ def test_noise_is_given_when_asked_for() -> None:
 
 def test_a_gif_of_every_episode(tmp_path, monkeypatch) -> None:
     """40 frames per second are halved; the first frame is the reset."""
-    monkeypatch.setattr("unipo.sources.evaluation.find_spec", lambda name: None if name == "moviepy" else name)
+    monkeypatch.setattr("unipo.sources.acting.evaluation.find_spec", lambda name: None if name == "moviepy" else name)
     paths = film(ones, Dice, tmp_path, seed=3, episodes=2)
     assert [p.name for p in paths] == ["video-episode-0.gif", "video-episode-1.gif"]
     lengths = evaluate(ones, Dice, 2, seed=3, copies=1).lengths
@@ -88,7 +88,7 @@ def test_environments_that_cannot_be_filmed(tmp_path) -> None:
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("unipo.sources.evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("unipo.sources.acting.evaluation.find_spec", lambda name: None)
     with pytest.raises(TaskEnvironmentError, match=r"unipo\[video\]"):
         film(ones, Dice, tmp_path, seed=0)
 

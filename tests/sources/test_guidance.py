@@ -15,9 +15,11 @@ from unipo.objectives import Condition, EvenAndLow, MaskByRows, One, WeightByRow
 from unipo.objectives.masks import ClipMask
 from unipo.objectives.weights import TokenRatio
 from unipo.policies.tabular import TabularPolicy
-from unipo.sources.augment import Augment, Demonstrated
-from unipo.sources.guidance import GuidedPrompts, Guiding, Hint, Hinted, Prefix, Share, ShortestUseful
-from unipo.sources.injection import (
+from unipo.sources.prompts import Prompt, TaskPrompts
+from unipo.sources.spec import RolloutSpec
+from unipo.sources.stages.augment import Augment, Demonstrated
+from unipo.sources.stages.guidance import GuidedPrompts, Guiding, Hint, Hinted, Prefix, Share, ShortestUseful
+from unipo.sources.stages.injection import (
     AtRandom,
     BestUnderstood,
     FailedRows,
@@ -27,9 +29,7 @@ from unipo.sources.injection import (
     reasoning_of,
     well_formed,
 )
-from unipo.sources.prompts import Prompt, TaskPrompts
-from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import NumberTokenizer, TabularPrompts, tabular_rollouts
+from unipo.sources.text.tabular import NumberTokenizer, TabularPrompts, tabular_rollouts
 from unipo.tasks import TASKS, get_task
 from unipo.tasks.tabular import TabularTask
 from unipo.training.build_text import build_text

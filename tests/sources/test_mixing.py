@@ -13,17 +13,17 @@ import torch
 from tests.policies.models import saved, trained_tokenizer
 from unipo.episodes import Episodes
 from unipo.policies import load_policy
-from unipo.sources.augment import Demonstrated
-from unipo.sources.encode import encode_completion, encode_prompt
-from unipo.sources.filters import LengthPenalty, MaskTruncated, MixedOutcomes, Relabel, SuccessBetween
 from unipo.sources.keyed import shuffled
 from unipo.sources.mixer import Mixer
 from unipo.sources.prompts import Curriculum, Prompt, RowPrompts
 from unipo.sources.replay import Replay
-from unipo.sources.rollouts import Rollouts, Scored
 from unipo.sources.rows import Rows, demonstration_episodes, pair_episodes
-from unipo.sources.sampler import Sampler, SamplerSettings
 from unipo.sources.spec import RolloutSpec
+from unipo.sources.stages.augment import Demonstrated
+from unipo.sources.text.encode import encode_completion, encode_prompt
+from unipo.sources.text.filters import LengthPenalty, MaskTruncated, MixedOutcomes, Relabel, SuccessBetween
+from unipo.sources.text.rollouts import Rollouts, Scored
+from unipo.sources.text.sampler import Sampler, SamplerSettings
 
 PROMPTS = [Prompt(id=i, text=f"{i} + 1", columns={"answer": str(i + 1)}, demonstration=str(i + 1)) for i in range(6)]
 

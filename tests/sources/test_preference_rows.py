@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests.policies.models import trained_tokenizer
-from unipo.sources.comparisons import check_given, comparison_episodes, labelled_episodes
-from unipo.sources.data_report import check
-from unipo.sources.datasets import DataError, PairRow, load_rows
-from unipo.sources.label_noise import flipped
-from unipo.sources.pair_report import pair_report
+from unipo.sources.data.comparisons import check_given, comparison_episodes, labelled_episodes
+from unipo.sources.data.datasets import DataError, PairRow, load_rows
+from unipo.sources.data.label_noise import flipped
+from unipo.sources.data.pair_report import pair_report
+from unipo.sources.data.report import check
 from unipo.sources.rows import pair_episodes, with_reference
 from unipo.statistics import wilson_interval
 

@@ -15,11 +15,11 @@ import torch
 from gymnasium import spaces
 
 from unipo.episodes import Episodes
-from unipo.sources.collector import Collector
-from unipo.sources.environments import Environments, make_environment
-from unipo.sources.recordings import MinariRecorder, flattened, load_minari, load_recorded, record_minari
-from unipo.sources.spaces import ActionSpec
-from unipo.sources.transitions import TransitionReplay
+from unipo.sources.acting.collector import Collector
+from unipo.sources.acting.environments import Environments, make_environment
+from unipo.sources.acting.recordings import MinariRecorder, flattened, load_minari, load_recorded, record_minari
+from unipo.sources.acting.spaces import ActionSpec
+from unipo.sources.acting.transitions import TransitionReplay
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 CARTPOLE = partial(make_environment, "CartPole-v1")

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, RwkvConfig
 from tests.policies.models import saved
 from unipo.episodes import Episodes
 from unipo.policies import TokenPolicy, load_policy
-from unipo.sources.decoding import taken
-from unipo.sources.drawing import draw, mix, truncated_logp, uniform
-from unipo.sources.sampler import Completion, Sampler, SamplerSettings
+from unipo.sources.text.decoding import taken
+from unipo.sources.text.drawing import draw, mix, truncated_logp, uniform
+from unipo.sources.text.sampler import Completion, Sampler, SamplerSettings
 
 
 @pytest.fixture(scope="module")

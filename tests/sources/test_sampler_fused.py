@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 from tests.policies.models import configurations, saved
 from unipo.policies import load_policy
 from unipo.policies.token import TokenPolicy
-from unipo.sources import native
-from unipo.sources.drawing import inverted, mix, uniform
-from unipo.sources.fused import FusedDecoding, verified_parts
-from unipo.sources.fused_weights import Parts
-from unipo.sources.sampler import Completion, Sampler, SamplerSettings
+from unipo.sources.text import native
+from unipo.sources.text.drawing import inverted, mix, uniform
+from unipo.sources.text.fused import FusedDecoding, verified_parts
+from unipo.sources.text.fused_weights import Parts
+from unipo.sources.text.sampler import Completion, Sampler, SamplerSettings
 
 PROMPTS = [[20, 21], [22, 23, 24, 25, 26, 27, 28], [29], [30, 31, 32, 33]] * 5
 KEYS = torch.arange(20)[:, None]

@@ -13,10 +13,10 @@ from unipo.episodes import Episodes
 from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe, Snapshot
 from unipo.reproduce.training import train
-from unipo.sources.augment import Augment, Demonstrated, Drawn, joined
-from unipo.sources.filters import MixedOutcomes
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.stages.augment import Augment, Demonstrated, Drawn, joined
+from unipo.sources.text.filters import MixedOutcomes
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 

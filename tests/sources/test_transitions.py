@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from unipo.episodes import Column, Episodes
-from unipo.sources.sum_tree import SumTree
-from unipo.sources.transitions import TOGETHER, Prioritised, TransitionReplay, rows_of
+from unipo.sources.acting.sum_tree import SumTree
+from unipo.sources.acting.transitions import TOGETHER, Prioritised, TransitionReplay, rows_of
 
 
 def row(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from unipo.sources import vectorised
-from unipo.sources.collector import Collector
-from unipo.sources.computations import COMPUTATIONS, CartPoles
-from unipo.sources.environments import Environments, make_environment
-from unipo.sources.histories import Histories
-from unipo.sources.stepping import Maker, Together
-from unipo.sources.vectorised import Vectorised, agree, together
+from unipo.sources.acting import vectorised
+from unipo.sources.acting.collector import Collector
+from unipo.sources.acting.computations import COMPUTATIONS, CartPoles
+from unipo.sources.acting.environments import Environments, make_environment
+from unipo.sources.acting.histories import Histories
+from unipo.sources.acting.stepping import Maker, Together
+from unipo.sources.acting.vectorised import Vectorised, agree, together
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("CartPole-v1", {}),

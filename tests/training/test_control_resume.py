@@ -25,8 +25,8 @@ from unipo.learner import Learner
 from unipo.methods.actor_critic import dqn, sac
 from unipo.methods.catalog import build
 from unipo.recipe import Recipe
-from unipo.sources.environment_errors import EnvironmentFailure
-from unipo.sources.recordings import load_recorded
+from unipo.sources.acting.environment_errors import EnvironmentFailure
+from unipo.sources.acting.recordings import load_recorded
 from unipo.training.config import ControlConfig
 from unipo.training.control import EnvironmentData
 from unipo.training.loop import Run

@@ -16,7 +16,7 @@ from unipo import api
 from unipo.cli import main
 from unipo.episodes import Episodes
 from unipo.policies import load_policy
-from unipo.sources.arrange import EveryPair
+from unipo.sources.stages.arrange import EveryPair
 from unipo.training.best_of import BestOf
 from unipo.training.checkpoint import existing
 from unipo.training.config import ConfigError

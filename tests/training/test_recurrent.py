@@ -18,8 +18,8 @@ from unipo.critics.recurrent import RecurrentValue
 from unipo.episodes import Column, Episodes, offsets_of
 from unipo.methods.catalog import build
 from unipo.policies.recurrent import RecurrentPolicy
-from unipo.sources.evaluation import evaluate
-from unipo.sources.remembering import mode
+from unipo.sources.acting.evaluation import evaluate
+from unipo.sources.acting.remembering import mode
 from unipo.training.config import ConfigError, ControlConfig
 from unipo.training.control import EnvironmentData
 from unipo.training.loop import Run

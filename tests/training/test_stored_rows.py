@@ -23,9 +23,9 @@ from unipo.methods.preferences import dpo, simpo
 from unipo.objectives import LogRatioScore, Needs, Signals
 from unipo.policies import load_policy
 from unipo.policies.loading import ModelError
-from unipo.sources.comparisons import comparison_episodes, labelled_episodes
-from unipo.sources.data_problems import DataError
-from unipo.sources.datasets import load_rows
+from unipo.sources.data.comparisons import comparison_episodes, labelled_episodes
+from unipo.sources.data.datasets import load_rows
+from unipo.sources.data.problems import DataError
 from unipo.tasks import TINY_MODEL
 from unipo.training import ConfigError, references
 from unipo.training.ranking import ranking_report

@@ -11,7 +11,7 @@ from unipo.cli.words import UsageError, console, taken, taken_word
 
 
 def data(arguments: list[str]) -> int:
-    from unipo.sources.control_report import is_control_data
+    from unipo.sources.acting.control_report import is_control_data
 
     if arguments[:1] == ["segments"]:
         return _segments(arguments[1:])
@@ -34,8 +34,8 @@ def _check_text(dataset: Annotated[str, tyro.conf.Positional], model: str = "", 
     """
     from unipo.methods.catalog import fitting_text
     from unipo.policies import load_policy
-    from unipo.sources.data_report import check
-    from unipo.sources.datasets import load_rows
+    from unipo.sources.data.datasets import load_rows
+    from unipo.sources.data.report import check
     from unipo.training.build_text import model_folder
     from unipo.training.ranking import check_same_tokenizer, ranking_report
 
@@ -58,7 +58,7 @@ def _check_text(dataset: Annotated[str, tyro.conf.Positional], model: str = "", 
 
 
 def _segments(arguments: list[str]) -> int:
-    from unipo.sources.segment_pairs import write_pairs
+    from unipo.sources.acting.segment_pairs import write_pairs
 
     def parse(recorded: Annotated[str, tyro.conf.Positional], out: Annotated[Path, tyro.conf.Positional], expert: str = "",
               length: int = 16, pairs: int = 1000, temperature: float = 1.0, noise: bool = False,
@@ -91,7 +91,7 @@ def _segments(arguments: list[str]) -> int:
 def _control_data(name: str, flags: list[str]) -> int:
     """Recorded episodes of environments: --reference DATASET, --bins N."""
     from unipo.methods.catalog import fitting_transitions
-    from unipo.sources.control_report import check_control
+    from unipo.sources.acting.control_report import check_control
 
     reference, flags = taken_word(flags, "--reference")
     bins, flags = taken(flags, "--bins", 100)

@@ -60,8 +60,8 @@ def _guarded(command: Callable[[list[str]], int], rest: list[str]) -> int:
     from unipo.methods.catalog import MethodError
     from unipo.policies.loading import ModelError
     from unipo.rewards import RewardError
-    from unipo.sources.data_problems import DataError
-    from unipo.sources.environment_errors import EnvironmentFailure, TaskEnvironmentError
+    from unipo.sources.acting.environment_errors import EnvironmentFailure, TaskEnvironmentError
+    from unipo.sources.data.problems import DataError
     from unipo.tasks import TaskError
     from unipo.training import ConfigError, Interrupted
 

@@ -45,8 +45,8 @@ from unipo.objectives import (
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.controllers import Below, Controller, Lagrangian
 from unipo.sources.directions import Along, Directed
-from unipo.sources.preferences import Extremes, Paired, ScoreJudge
 from unipo.sources.searching import SimplexSearch
+from unipo.sources.stages.preferences import Extremes, Paired, ScoreJudge
 
 Levels = float | str | Mapping[str, float]
 """A number for the reward as a whole, or one for each reward by name: {"math": 0.8}, or "math=0.8,brief=0.5"."""

@@ -43,10 +43,10 @@ from unipo.objectives import (
     pairs,
 )
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
-from unipo.sources.beginnings import Reset
 from unipo.sources.controllers import Switch
-from unipo.sources.editing import EDITED, GIVEN, NOBODY, Corrected, Editor, EditViews
-from unipo.sources.explained import RATIONALE, Explained
+from unipo.sources.stages.beginnings import Reset
+from unipo.sources.stages.editing import EDITED, GIVEN, NOBODY, Corrected, Editor, EditViews
+from unipo.sources.stages.explained import RATIONALE, Explained
 
 
 def opa_dpo(*, align: int = 50, beta: float = 0.1, editor: str | Editor = "", group: int = 1, severity: float = 4.0,

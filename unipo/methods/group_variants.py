@@ -63,7 +63,7 @@ from unipo.objectives import (
 )
 from unipo.recipe import Recipe
 from unipo.sources.controllers import RunRamp, SoFar
-from unipo.sources.filters import GroupFilter, MaskTruncated, SuccessBetween
+from unipo.sources.text.filters import GroupFilter, MaskTruncated, SuccessBetween
 
 Pair = tuple[float, float]
 

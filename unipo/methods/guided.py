@@ -50,8 +50,8 @@ from unipo.objectives import (
     demonstrations,
 )
 from unipo.recipe import Recipe
-from unipo.sources.guidance import GuidedPrompts, Hint, Hinted, Prefix, Share, ShortestUseful
-from unipo.sources.injection import AtRandom, BestUnderstood, FailedRows, Injected, Ranking, Recalled
+from unipo.sources.stages.guidance import GuidedPrompts, Hint, Hinted, Prefix, Share, ShortestUseful
+from unipo.sources.stages.injection import AtRandom, BestUnderstood, FailedRows, Injected, Ranking, Recalled
 
 RATIOS: Mapping[str, Weight] = {"token": TokenRatio(), "sequence": SequenceRatio(), "none": One()}
 RANKINGS: Mapping[str, Ranking] = {"understood": BestUnderstood(), "random": AtRandom(), "given": Ranking()}

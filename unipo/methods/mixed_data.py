@@ -34,8 +34,8 @@ from unipo.objectives import (
     success_rate,
 )
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.augment import Demonstrated
 from unipo.sources.controllers import WarmupCosine
+from unipo.sources.stages.augment import Demonstrated
 
 TOKEN_WEIGHTS = {"phi": Uncertainty(), "probability": Probability(), "one": One()}
 

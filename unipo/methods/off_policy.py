@@ -54,7 +54,7 @@ from unipo.objectives import (
 )
 from unipo.objectives.advantages import Constant
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.filters import MixedOutcomes
+from unipo.sources.text.filters import MixedOutcomes
 
 # ---- REC -------------------------------------------------------------------------------------------------------------
 REC_WEIGHTS = {

@@ -55,8 +55,8 @@ from unipo.objectives import (
 )
 from unipo.recipe import Recipe, RolloutSpec
 from unipo.sources.controllers import RunningMean
-from unipo.sources.filters import MixedOutcomes, SoftOverlong
 from unipo.sources.spec import ControlSpec
+from unipo.sources.text.filters import MixedOutcomes, SoftOverlong
 
 
 def regularised(recipe: Recipe, kl: float, entropy: float) -> Recipe:

@@ -14,7 +14,7 @@ from unipo.methods.method import Method, Study
 from unipo.methods.preferences import dpo
 from unipo.objectives import LogRatioScore, ScoreSum, SumLogp
 from unipo.recipe import Recipe
-from unipo.sources.pair_filters import Important, Keep
+from unipo.sources.data.pair_filters import Important, Keep
 
 
 def fifa(*, beta: float = 0.1, share: float = 0.05, alpha: float = 0.5, gamma: float = 0.5, neighbours: int = 5,

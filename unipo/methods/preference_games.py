@@ -48,9 +48,9 @@ from unipo.objectives import (
     rollouts,
 )
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
-from unipo.sources.augment import Augment
-from unipo.sources.injection import Injected
-from unipo.sources.preferences import (
+from unipo.sources.stages.augment import Augment
+from unipo.sources.stages.injection import Injected
+from unipo.sources.stages.preferences import (
     Choice,
     Compared,
     Disjoint,

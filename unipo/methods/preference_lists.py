@@ -42,10 +42,10 @@ from unipo.objectives import (
     pairs,
 )
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
-from unipo.sources.goals import GoalAsked, GoalPairs, RatingGoal
-from unipo.sources.preferences import Compared, FarApart, Judge, Opponents, Paired, ScoreJudge, judge_of
-from unipo.sources.rated import Rated
 from unipo.sources.spec import Writer
+from unipo.sources.stages.goals import GoalAsked, GoalPairs, RatingGoal
+from unipo.sources.stages.preferences import Compared, FarApart, Judge, Opponents, Paired, ScoreJudge, judge_of
+from unipo.sources.stages.rated import Rated
 
 LABELS: Mapping[str, Rating | WinShare] = {"wins": WinShare(), "ratings": Rating()}
 

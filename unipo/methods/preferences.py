@@ -57,8 +57,8 @@ from unipo.objectives import (
     pairs,
 )
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.augment import Augment
-from unipo.sources.preferences import Judge, Paired, Sampled, SampledBeside, Verdicts, judge_of
+from unipo.sources.stages.augment import Augment
+from unipo.sources.stages.preferences import Judge, Paired, Sampled, SampledBeside, Verdicts, judge_of
 
 CHOSEN = pairs & Marked()
 

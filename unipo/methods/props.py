@@ -40,7 +40,7 @@ from unipo.objectives import (
     ValueTarget,
 )
 from unipo.recipe import Recipe
-from unipo.sources.behaviour import Behaviour
+from unipo.sources.acting.behaviour import Behaviour
 from unipo.sources.spec import ControlSpec
 
 OLD = TokenRatio(to="old")

@@ -46,10 +46,10 @@ from unipo.objectives import (
     pairs,
 )
 from unipo.recipe import Recipe, RolloutSpec, Snapshot
-from unipo.sources.branching import After, StepCandidates
-from unipo.sources.difficulty import HelpInProportion
-from unipo.sources.filters import DistinctAdvantages, RewardGap
-from unipo.sources.step_critic import FittedCritic
+from unipo.sources.companions.step_critic import FittedCritic
+from unipo.sources.stages.branching import After, StepCandidates
+from unipo.sources.stages.difficulty import HelpInProportion
+from unipo.sources.text.filters import DistinctAdvantages, RewardGap
 
 
 def drpo(*, group: int = 8, temper: float = 0.1, tau: float = 10.0, longest: float = 1024, strength: float = 1e3,

@@ -31,8 +31,8 @@ from unipo.objectives import (
     rollouts,
 )
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.arrange import Arrange, EveryPair, Rivals
-from unipo.sources.preferences import Extremes, Paired, ScoreJudge
+from unipo.sources.stages.arrange import Arrange, EveryPair, Rivals
+from unipo.sources.stages.preferences import Extremes, Paired, ScoreJudge
 
 
 # ---- judges ------------------------------------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ from unipo.objectives import (
 )
 from unipo.objectives.scores import Marked
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.augment import Augment
-from unipo.sources.branching import ADVANTAGE, MaskLikely, SegmentValues, Unlikely
-from unipo.sources.trees import SegmentTree
+from unipo.sources.stages.augment import Augment
+from unipo.sources.stages.branching import ADVANTAGE, MaskLikely, SegmentValues, Unlikely
+from unipo.sources.stages.trees import SegmentTree
 
 
 def spo_chain(*, group: int = 8, completions: int = 9, interval: int = 5, threshold: float = 0.9, clip: float = 0.2,

@@ -13,8 +13,8 @@ from unipo.methods.method import Method
 from unipo.methods.policy_gradients import grpo
 from unipo.objectives import EpisodeSum, Knob, Normalised, NormWeighted, PolicyGradient
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.arms import ArmChoice
 from unipo.sources.controllers import SignalShare
+from unipo.sources.text.arms import ArmChoice
 
 
 def sec_curriculum(*, group: int = 8, by: str = "category", rate: float = 0.5, temperature: float = 1.0,

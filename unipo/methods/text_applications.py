@@ -14,7 +14,7 @@ from unipo.methods.method import Method
 from unipo.methods.policy_gradients import grpo, sft
 from unipo.objectives import Category, rollouts
 from unipo.recipe import Recipe
-from unipo.sources.two_stage import DescribeThenReason
+from unipo.sources.text.two_stage import DescribeThenReason
 
 
 def q_insight(*, group: int = 8, clip: float = 0.2, eps: float = 1e-4, kl: float = 0.001) -> Recipe:

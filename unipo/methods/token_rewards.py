@@ -27,11 +27,11 @@ from unipo.objectives import (
     TokenMean,
 )
 from unipo.recipe import Recipe, RolloutSpec
-from unipo.sources.augment import Demonstrated
+from unipo.sources.companions.flow import FlowReward
+from unipo.sources.companions.token_rewards import TokenCredit
 from unipo.sources.controllers import Controller, Switch
-from unipo.sources.filters import MixedOutcomes, OneOfEach, Relabel, RepeatedByDifficulty
-from unipo.sources.flow import FlowReward
-from unipo.sources.token_rewards import TokenCredit
+from unipo.sources.stages.augment import Demonstrated
+from unipo.sources.text.filters import MixedOutcomes, OneOfEach, Relabel, RepeatedByDifficulty
 
 
 def started_at(step: int) -> tuple[Controller, ...]:

@@ -73,7 +73,9 @@ def _with_head(policy: TokenPolicy, folder: Path, dtype: str) -> None:
     with safe_open(folder / ValueHead.FILE, "pt") as file:
         told = file.metadata() or {}
     policy.judges = told.get("judges", "")
-    policy.value_head = ValueHead(policy.width, getattr(torch, dtype), told.get("names", "value").split()).to(policy.device)
+    policy.value_head = ValueHead(policy.width, getattr(torch, dtype), told.get("names", "value").split()).to(
+        policy.device
+    )
     policy.value_head.load_state_dict(load_file(folder / ValueHead.FILE))
 
 

@@ -23,7 +23,10 @@ READABLE = {
     "raised": "pulled towards", "lowered": "pushed away",
     "0": "this version", "1-2": "1-2 versions old", "PolicyGradient": "policy gradient", "ValueRegression": "value (critic)",
 }  # fmt: skip
-REST = {"sign": "without direction (entropy, value)", "staleness": "of no policy version (demonstrations, pairs, labels)"}
+REST = {
+    "sign": "without direction (entropy, value)",
+    "staleness": "of no policy version (demonstrations, pairs, labels)",
+}
 """What the gradient is that an axis does not name."""
 EARLY_LATE = 5
 """The first and the last fifth of the updates are what "early" and "late" mean."""

@@ -27,8 +27,8 @@ from unipo.policies.control import ControlPolicy
 from unipo.policies.distributions import GaussianMixture
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
+from unipo.sources.acting.spaces import ActionSpec
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.spaces import ActionSpec
 from unipo.training.build_control import Players, annotators, build_control, make_players, trained_players
 from unipo.training.config import ControlConfig
 

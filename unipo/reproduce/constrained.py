@@ -21,7 +21,7 @@ from unipo.reproduce.training import FreshAndReplayed, copy_of, train
 from unipo.sources.directions import Directed, weights_at
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
-from unipo.sources.tabular import Answered, tabular_rollouts
+from unipo.sources.text.tabular import Answered, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 PROMPTS, WORDS, LENGTH = 4, 6, 4

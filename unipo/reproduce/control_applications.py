@@ -20,8 +20,8 @@ from unipo.policies.distributions import Categorical
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.control import area, final, trained
-from unipo.sources.behaviour import Behaviour
-from unipo.sources.environments import make_environment
+from unipo.sources.acting.behaviour import Behaviour
+from unipo.sources.acting.environments import make_environment
 from unipo.sources.keyed import keyed_generator
 from unipo.tasks.environments import performance
 from unipo.training.adapted import Adapted

@@ -17,8 +17,8 @@ from unipo.policies.control import ControlPolicy
 from unipo.policies.distributions import Categorical
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
+from unipo.sources.acting.segment_pairs import Earned, SegmentPairs, labelled, segments
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.segment_pairs import Earned, SegmentPairs, labelled, segments
 from unipo.tabular.mdp import KL, FiniteMDP
 from unipo.tasks.environments.frozen_lake import PostDecisionFrozenLake
 

@@ -16,8 +16,8 @@ from unipo.reproduce.training import train
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
 from unipo.sources.rows import Rows
-from unipo.sources.tabular import NumberTokenizer, TabularSampler
-from unipo.sources.two_stage import DescribeThenReason, Reasoner, chosen, describe_then_reason
+from unipo.sources.text.tabular import NumberTokenizer, TabularSampler
+from unipo.sources.text.two_stage import DescribeThenReason, Reasoner, chosen, describe_then_reason
 from unipo.tasks.tabular import TabularTask
 
 GRPO, SFT = build("grpo", {}), build("sft", {})

@@ -18,10 +18,10 @@ from unipo.recipe import Recipe, RolloutSpec, Snapshot
 from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.guided import solved, table
 from unipo.reproduce.training import train
-from unipo.sources.editing import Corrected
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.stages.editing import Corrected
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 # ---- OPA-DPO -----------------------------------------------------------------------------------------------------------

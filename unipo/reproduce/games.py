@@ -15,10 +15,10 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.training import FreshAndReplayed, train
-from unipo.sources.augment import Drawn
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.preferences import Answers, Judge
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.stages.augment import Drawn
+from unipo.sources.stages.preferences import Answers, Judge
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tabular import game_solvers as solvers
 from unipo.tabular.games import PreferenceGame, RegularisedGame
 from unipo.tabular.halpern import AffineSum, always, halpern, refresh_paper

@@ -18,9 +18,9 @@ from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.segments import Spent
 from unipo.reproduce.training import near_uniform, success, train
-from unipo.sources.filters import MixedOutcomes
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.text.filters import MixedOutcomes
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 GROUP, PROMPTS, VOCABULARY, LENGTH = 8, 10, 6, 4

@@ -18,10 +18,10 @@ from unipo.reproduce.mixed import demonstrations
 from unipo.reproduce.progressions import Answer, progression, solved
 from unipo.reproduce.seeing import SeeingPolicy
 from unipo.reproduce.training import train
-from unipo.sources.arms import Arms
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Curriculum, RowPrompts
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.text.arms import Arms
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 LEVELS, NUMBERS, PER_STEP, WARM = 6, 4, 24, 0.1

@@ -46,7 +46,7 @@ from unipo.reproduce.games import (
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.training import FreshAndReplayed, train
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tabular import game_solvers as solvers
 from unipo.tabular.games import PreferenceGame, RegularisedGame, fitted_scores, mirror_step
 from unipo.tasks.tabular import TabularTask

@@ -19,15 +19,15 @@ from unipo.recipe import Recipe, RolloutSpec
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.training import FreshAndReplayed, divergence, success, train
-from unipo.sources.encode import Message
-from unipo.sources.filters import Relabel
-from unipo.sources.goals import RatingGoal
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.preferences import Compared, Opponents, ScoreJudge
-from unipo.sources.rated import Rated
 from unipo.sources.rows import Rows, pair_episodes
 from unipo.sources.spec import Writer
-from unipo.sources.tabular import NumberTokenizer, tabular_rollouts
+from unipo.sources.stages.goals import RatingGoal
+from unipo.sources.stages.preferences import Compared, Opponents, ScoreJudge
+from unipo.sources.stages.rated import Rated
+from unipo.sources.text.encode import Message
+from unipo.sources.text.filters import Relabel
+from unipo.sources.text.tabular import NumberTokenizer, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 STATEMENTS = {work.slug: work.claim for work in METHODS}

@@ -16,7 +16,7 @@ from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.games import bandit, law, starting
 from unipo.reproduce.training import FreshAndReplayed, train
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.text.tabular import tabular_rollouts
 
 STATEMENTS = {method.slug: method.claim for method in METHODS}
 

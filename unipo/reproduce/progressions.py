@@ -14,7 +14,7 @@ from unipo.reproduce.claim import Phases
 from unipo.reproduce.seeing import SeeingPolicy
 from unipo.reproduce.training import train
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 PROMPTS, PER_STEP, DIGITS, TERMS = 60, 20, 5, 5

@@ -18,8 +18,8 @@ from unipo.reproduce.seeing import PROMPTS_PER_STEP, Listed, SeeingPolicy, proba
 from unipo.reproduce.training import train
 from unipo.rewards.graded import Within, WordByWord
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Rollouts
 from unipo.sources.rows import Rows
+from unipo.sources.text.rollouts import Rollouts
 from unipo.tasks.rating import DROP, SEVERITIES, WIDTH, damaged
 from unipo.tasks.tabular import TabularTask
 

@@ -20,11 +20,11 @@ from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.online import scattered
 from unipo.reproduce.training import Draw, entropy, key, success, train
-from unipo.sources.branching import Every, StepCandidates
-from unipo.sources.filters import LengthPenalty, MixedOutcomes
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.rollouts import Rollouts, Scored
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.stages.branching import Every, StepCandidates
+from unipo.sources.text.filters import LengthPenalty, MixedOutcomes
+from unipo.sources.text.rollouts import Rollouts, Scored
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 SFT = build("sft", {})

@@ -17,7 +17,7 @@ from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.training import success, train
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 STATEMENTS = {method.slug: method.claim for method in METHODS}

@@ -14,9 +14,9 @@ from unipo.episodes import Episodes
 from unipo.reproduce.network import NetworkPolicy
 from unipo.sources.keyed import shuffled
 from unipo.sources.prompts import Prompt, Prompts
-from unipo.sources.rollouts import Reward, Rollouts, Scored
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import NumberTokenizer, TabularSampler
+from unipo.sources.text.rollouts import Reward, Rollouts, Scored
+from unipo.sources.text.tabular import NumberTokenizer, TabularSampler
 from unipo.tasks.tabular import TabularTask
 
 GROUP, PROMPTS_PER_STEP = 8, 16

@@ -17,9 +17,9 @@ from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.training import success, train
-from unipo.sources.branching import ADVANTAGE
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.stages.branching import ADVANTAGE
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 TOKENS_PER_STEP = 250

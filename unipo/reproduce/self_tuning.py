@@ -18,8 +18,8 @@ from unipo.recipe import Recipe
 from unipo.reproduce.claim import Claim, Expectation
 from unipo.reproduce.levels import EACH, LEVELS, PER_STEP, WARM, curriculum_trial
 from unipo.reproduce.training import WHOLE, key, learner_of, near_uniform, success
-from unipo.sources.arms import ArmChoice
 from unipo.sources.keyed import keyed_generator
+from unipo.sources.text.arms import ArmChoice
 from unipo.tasks.tabular import TabularTask
 
 # ---- OBLR-PO ---------------------------------------------------------------------------------------------------------

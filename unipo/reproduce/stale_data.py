@@ -18,9 +18,9 @@ from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.online import GROUP, LENGTH, VOCABULARY, scattered
 from unipo.reproduce.segments import QuickCritic, warm_critic
 from unipo.reproduce.training import Draw, FreshAndReplayed, copy_of, key, success, train
-from unipo.sources.ahead import Ahead
 from unipo.sources.spec import RolloutSpec
-from unipo.sources.tabular import tabular_rollouts
+from unipo.sources.text.ahead import Ahead
+from unipo.sources.text.tabular import tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 REMIX_RATES, AIPO_RATES = (0.02, 0.06, 0.2), (0.006, 0.02, 0.06)

@@ -17,9 +17,9 @@ from unipo.reproduce.claim import Claim, Expectation, Phases
 from unipo.reproduce.mixed import demonstrations
 from unipo.reproduce.network import NetworkPolicy
 from unipo.reproduce.training import copy_of, entropy, success, train
-from unipo.sources.flow import FlowCompanion, FlowReward
+from unipo.sources.companions.flow import FlowCompanion, FlowReward
 from unipo.sources.keyed import keyed_generator
-from unipo.sources.tabular import TabularPrompts, tabular_rollouts
+from unipo.sources.text.tabular import TabularPrompts, tabular_rollouts
 from unipo.tasks.tabular import TabularTask
 
 # ---- RLFR ------------------------------------------------------------------------------------------------------------

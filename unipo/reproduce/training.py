@@ -18,8 +18,8 @@ from unipo.recipe import Recipe
 from unipo.reproduce.claim import Phases
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.replay import Replay
-from unipo.sources.rollouts import Rollouts
 from unipo.sources.spec import RolloutSpec
+from unipo.sources.text.rollouts import Rollouts
 from unipo.tasks.tabular import TabularTask
 from unipo.training.loop import renew
 from unipo.training.text import replayed_groups
@@ -131,7 +131,9 @@ def _metrics(batch: Episodes) -> dict[str, float]:
         return {}
     reward = batch["reward"][batch["reward"].isfinite()]
     count, mean, variance = F.moments_of(reward)
-    parts = {n.replace(".", "/", 1): float(batch[n].nanmean()) for n in batch.columns if n.startswith(("reward.", "gold"))}
+    parts = {
+        n.replace(".", "/", 1): float(batch[n].nanmean()) for n in batch.columns if n.startswith(("reward.", "gold"))
+    }
     return {"rollouts": count, "reward": mean, "reward_std": variance**0.5, **parts}
 
 

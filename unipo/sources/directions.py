@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 
 from unipo.episodes import Episodes
-from unipo.sources.augment import Augment, Drawn
-from unipo.sources.encode import Message
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.prompts import Prompt
+from unipo.sources.stages.augment import Augment, Drawn
+from unipo.sources.text.encode import Message
 
 WEIGHTS = "direction"
 """The column of prompts with their direction's weights."""

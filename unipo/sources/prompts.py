@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from unipo.sources.encode import Message
 from unipo.sources.keyed import shuffled
+from unipo.sources.text.encode import Message
 from unipo.tasks import Task
 
 

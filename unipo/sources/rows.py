@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from unipo.episodes import Episodes
-from unipo.sources.encode import Message, encode_completion, encode_prompt
+from unipo.sources.data.preferences import Logp
 from unipo.sources.keyed import shuffled
-from unipo.sources.preference_rows import Logp
 from unipo.sources.prompts import prompt_identity
+from unipo.sources.text.encode import Message, encode_completion, encode_prompt
 
 Text = str | Sequence[Message]
 

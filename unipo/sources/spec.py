@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unipo.objectives import Knob
-from unipo.sources.arms import ArmChoice
-from unipo.sources.augment import Augment
-from unipo.sources.beginnings import Beginning
-from unipo.sources.behaviour import Behaviour
+from unipo.sources.acting.behaviour import Behaviour
 from unipo.sources.directions import Asking
-from unipo.sources.filters import GroupFilter, Relabel
-from unipo.sources.partial import COLUMNS
+from unipo.sources.stages.augment import Augment
+from unipo.sources.stages.beginnings import Beginning
+from unipo.sources.text.arms import ArmChoice
+from unipo.sources.text.filters import GroupFilter, Relabel
+from unipo.sources.text.partial import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from unipo import functional as F
 from unipo.episodes import Episodes
 from unipo.learner import Learner, LearnerSettings, annotate
 from unipo.learner.annotate import emitted
-from unipo.sources.behaviour import Behaviour
+from unipo.sources.acting.behaviour import Behaviour
 from unipo.sources.keyed import keyed_generator
 
 BUDGET = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from unipo.sources.arms import ArmChoice, Arms, by_columns
 from unipo.sources.prompts import Prompts, RowPrompts, TaskPrompts
+from unipo.sources.text.arms import ArmChoice, Arms, by_columns
 from unipo.tasks import GeneratedTask
 from unipo.training.config import ConfigError, RunConfig
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unipo.rewards import RewardSet, resolve_reward, split_rewards
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Reward
-from unipo.sources.sampler import Sampler
+from unipo.sources.text.rollouts import Reward
+from unipo.sources.text.sampler import Sampler
 from unipo.statistics import mean_interval
 from unipo.tabular.best_of import expected_best, most_kl
 from unipo.training.config import ConfigError, RunConfig

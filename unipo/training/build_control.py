@@ -50,16 +50,16 @@ from unipo.policies.distributions import (
 )
 from unipo.policies.networks import Normaliser
 from unipo.recipe import Recipe
-from unipo.sources.behaviour import Recent
-from unipo.sources.collector import Collector
-from unipo.sources.dispatch import SIMULATORS, Simulators, shifts
-from unipo.sources.environments import ActionSpec, Environments, make_environment
-from unipo.sources.evaluation import evaluate, filmable
-from unipo.sources.remembering import Mode, Remembering, mode
-from unipo.sources.reward_scaling import RewardScaler
-from unipo.sources.segment_pairs import SegmentPairs
+from unipo.sources.acting.behaviour import Recent
+from unipo.sources.acting.collector import Collector
+from unipo.sources.acting.dispatch import SIMULATORS, Simulators, shifts
+from unipo.sources.acting.environments import ActionSpec, Environments, make_environment
+from unipo.sources.acting.evaluation import evaluate, filmable
+from unipo.sources.acting.remembering import Mode, Remembering, mode
+from unipo.sources.acting.reward_scaling import RewardScaler
+from unipo.sources.acting.segment_pairs import SegmentPairs
+from unipo.sources.acting.transitions import Prioritised, TransitionReplay
 from unipo.sources.spec import ActionNoise, ControlSpec
-from unipo.sources.transitions import Prioritised, TransitionReplay
 from unipo.training.adapted import Adapted
 from unipo.training.config import ConfigError, ControlConfig
 from unipo.training.control import Best, EnvironmentData, Joined

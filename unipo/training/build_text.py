@@ -14,11 +14,11 @@ from unipo.objectives import Needs
 from unipo.policies import TokenPolicy, ValueHead, load_policy
 from unipo.policies.loading import LoraSettings
 from unipo.recipe import Recipe
-from unipo.sources.ahead import Ahead
 from unipo.sources.mixer import Mixer, Source
-from unipo.sources.rollouts import Rollouts
 from unipo.sources.rows import Rows
-from unipo.sources.sampler import Sampler, SamplerSettings
+from unipo.sources.text.ahead import Ahead
+from unipo.sources.text.rollouts import Rollouts
+from unipo.sources.text.sampler import Sampler, SamplerSettings
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.fingerprint import fingerprint
 from unipo.training.judging import arranged, judged, ranked

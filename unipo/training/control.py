@@ -17,12 +17,12 @@ from unipo.learner import Update
 from unipo.objectives import Needs
 from unipo.policies.acting import Acting
 from unipo.policies.networks import Normaliser
-from unipo.sources.behaviour import Recent
-from unipo.sources.collector import Act, Collector
-from unipo.sources.remembering import Remembering
-from unipo.sources.segment_pairs import SegmentPairs
+from unipo.sources.acting.behaviour import Recent
+from unipo.sources.acting.collector import Act, Collector
+from unipo.sources.acting.remembering import Remembering
+from unipo.sources.acting.segment_pairs import SegmentPairs
+from unipo.sources.acting.transitions import TransitionReplay
 from unipo.sources.spec import ControlSpec, EpsilonGreedy, RolloutSpec
-from unipo.sources.transitions import TransitionReplay
 from unipo.statistics import bootstrap_interval
 from unipo.training.adapted import Adapted
 from unipo.training.config import ControlConfig

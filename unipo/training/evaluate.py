@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from unipo.sources.encode import encode_prompt
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Reward
-from unipo.sources.sampler import Sampler
+from unipo.sources.text.encode import encode_prompt
+from unipo.sources.text.rollouts import Reward
+from unipo.sources.text.sampler import Sampler
 from unipo.statistics import mean_interval, pass_at_k, wilson_interval
 
 EVALUATION = 1 << 40

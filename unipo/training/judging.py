@@ -16,7 +16,7 @@ from unipo.learner.annotate import annotate, emitted
 from unipo.objectives import FinalValue, Needs
 from unipo.policies import TokenPolicy
 from unipo.recipe import Recipe
-from unipo.sources.arrange import Arrange, EveryPair, Rivals
+from unipo.sources.stages.arrange import Arrange, EveryPair, Rivals
 from unipo.statistics import wilson_interval
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.problems import HELD_OUT_SHARE, Problems

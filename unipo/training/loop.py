@@ -19,8 +19,8 @@ from unipo.learner import Learner, Player, annotate, ledger, summary
 from unipo.learner.learner import Update
 from unipo.objectives import Needs, Objective, hoisted, knobs_of, number, with_settings
 from unipo.recipe import Recipe
+from unipo.sources.acting.environment_errors import EnvironmentFailure
 from unipo.sources.controllers import Controller, State
-from unipo.sources.environment_errors import EnvironmentFailure
 from unipo.sources.keyed import keyed_generator
 from unipo.sources.spec import RolloutSpec
 from unipo.training.checkpoint import (

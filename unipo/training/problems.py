@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from unipo.rewards import Prefix, RewardSet, learned, resolve_reward, split_rewards
-from unipo.sources.arms import ArmChoice, Arms
-from unipo.sources.corpus import corpus_prompts
-from unipo.sources.datasets import load_rows
+from unipo.sources.data.corpus import corpus_prompts
+from unipo.sources.data.datasets import load_rows
 from unipo.sources.prompts import Curriculum, Prompt, Prompts, RowPrompts, TaskPrompts, prompt_identity
-from unipo.sources.rollouts import Reward, Scored
+from unipo.sources.text.arms import ArmChoice, Arms
+from unipo.sources.text.rollouts import Reward, Scored
 from unipo.tasks import TASKS, Task, get_task
 from unipo.training.arms import arms_of, with_arms
 from unipo.training.config import ConfigError, RunConfig

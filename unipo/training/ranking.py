@@ -15,9 +15,9 @@ from unipo.learner.annotate import emitted
 from unipo.policies import TokenPolicy
 from unipo.policies.loading import ModelError
 from unipo.policies.token import context_limit
-from unipo.sources.arrange import better_worse
-from unipo.sources.comparisons import check_given, comparison_episodes
-from unipo.sources.datasets import PairRow
+from unipo.sources.data.comparisons import check_given, comparison_episodes
+from unipo.sources.data.datasets import PairRow
+from unipo.sources.stages.arrange import better_worse
 from unipo.statistics import wilson_interval
 
 TOKEN_BUDGET = 16384

@@ -12,9 +12,9 @@ import gymnasium as gym
 import torch
 
 from unipo.episodes import Episodes
-from unipo.sources.control_report import finite_episodes
-from unipo.sources.environments import ActionSpec, Environments
-from unipo.sources.recordings import MinariRecorder, load_recorded
+from unipo.sources.acting.control_report import finite_episodes
+from unipo.sources.acting.environments import ActionSpec, Environments
+from unipo.sources.acting.recordings import MinariRecorder, load_recorded
 from unipo.sources.spec import ControlSpec
 from unipo.training.config import ConfigError, ControlConfig
 

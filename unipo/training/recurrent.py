@@ -8,7 +8,7 @@ from unipo.critics.recurrent import RecurrentValue
 from unipo.policies.distributions import Distribution
 from unipo.policies.recurrent import RecurrentPolicy
 from unipo.recipe import Recipe
-from unipo.sources.dispatch import SIMULATORS
+from unipo.sources.acting.dispatch import SIMULATORS
 from unipo.sources.spec import ControlSpec
 from unipo.training.config import ConfigError, ControlConfig
 

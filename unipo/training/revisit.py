@@ -15,7 +15,7 @@ from torch import Tensor
 from unipo.critics.greedy import load_greedy_policy
 from unipo.policies import RecurrentPolicy, TokenPolicy, load_control_policy, load_policy, load_recurrent_policy
 from unipo.sources.directions import Asking
-from unipo.sources.sampler import Sampler, SamplerSettings
+from unipo.sources.text.sampler import Sampler, SamplerSettings
 from unipo.statistics import bootstrap_interval
 from unipo.tasks import TINY_MODEL
 from unipo.training.best_of import BestOf, best_of, picker
@@ -86,7 +86,7 @@ class Actor:
 
 def load_actor(folder: str | Path, env: gym.Env[Any, Any]) -> Actor:
     """What `load_trained` finds, ready to act in `env`. Raises ConfigError for a policy of other observations or actions."""
-    from unipo.sources.spaces import ActionSpec, ObservationSpec
+    from unipo.sources.acting.spaces import ActionSpec, ObservationSpec
 
     policy = load_trained(folder)
     wanted, found = ObservationSpec.of(env.observation_space).size, getattr(policy, "observation_size", None)
@@ -188,8 +188,8 @@ def evaluate_control(folder: str | Path, episodes: int) -> Returns:
 
 def film_run(config: ControlConfig, policy: Any, folder: Path) -> list[Path]:
     """One episode of the policy's mode as a video in `folder`, the first of the evaluation's. Raises TaskEnvironmentError."""
-    from unipo.sources.evaluation import film
-    from unipo.sources.remembering import mode
+    from unipo.sources.acting.evaluation import film
+    from unipo.sources.acting.remembering import mode
     from unipo.training.build_control import EVALUATION, maker
 
     return film(mode(policy), maker(config), folder, config.seed + EVALUATION)

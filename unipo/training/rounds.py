@@ -11,9 +11,9 @@ import torch
 from unipo.episodes import Episodes
 from unipo.policies import load_policy
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Reward
-from unipo.sources.sampler import Sampler, SamplerSettings
-from unipo.sources.two_stage import (
+from unipo.sources.text.rollouts import Reward
+from unipo.sources.text.sampler import Sampler, SamplerSettings
+from unipo.sources.text.two_stage import (
     COLUMNS,
     DescribeThenReason,
     EmbeddedReasoner,

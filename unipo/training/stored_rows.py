@@ -13,16 +13,16 @@ from unipo.episodes import Episodes
 from unipo.policies import TokenPolicy
 from unipo.policies.token import context_limit
 from unipo.recipe import Given, Recipe
-from unipo.sources.comparisons import check_given, comparison_episodes, labelled_episodes
-from unipo.sources.data_problems import Where
-from unipo.sources.datasets import LabelRow, PairRow, load_rows
-from unipo.sources.encode import encode_completion, encode_prompt
-from unipo.sources.label_noise import flipped
-from unipo.sources.pair_filters import PairFilter, kept_by, read_filters, spelled
+from unipo.sources.data.comparisons import check_given, comparison_episodes, labelled_episodes
+from unipo.sources.data.datasets import LabelRow, PairRow, load_rows
+from unipo.sources.data.label_noise import flipped
+from unipo.sources.data.pair_filters import PairFilter, kept_by, read_filters, spelled
+from unipo.sources.data.problems import Where
 from unipo.sources.prompts import prompt_identity
-from unipo.sources.rated import as_lists
 from unipo.sources.replay import Replay
 from unipo.sources.rows import Rows, demonstration_episodes
+from unipo.sources.stages.rated import as_lists
+from unipo.sources.text.encode import encode_completion, encode_prompt
 from unipo.tasks import STYLES, Task
 from unipo.training.config import ConfigError, RunConfig, UnusableData
 from unipo.training.problems import Problems, is_task

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from unipo.policies import TokenPolicy
 from unipo.recipe import Given, Recipe, kinds_of
-from unipo.sources.augment import Augment
-from unipo.sources.beginnings import Beginning
 from unipo.sources.directions import Asking
-from unipo.sources.encode import encode_prompt, plain_text
 from unipo.sources.prompts import Prompt, RowPrompts
+from unipo.sources.stages.augment import Augment
+from unipo.sources.stages.beginnings import Beginning
+from unipo.sources.text.encode import encode_prompt, plain_text
 from unipo.training.config import ConfigError, RunConfig, UnusableData
 from unipo.training.problems import Problems, parts_of
 

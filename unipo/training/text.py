@@ -13,13 +13,13 @@ from unipo.episodes import Episodes
 from unipo.learner import Update
 from unipo.objectives import Needs, number
 from unipo.policies import TokenPolicy
-from unipo.sources.ahead import Ahead
-from unipo.sources.companions import Companion
+from unipo.sources.companions.companion import Companion
 from unipo.sources.mixer import Mixer
 from unipo.sources.replay import Replay
-from unipo.sources.rollouts import Rollouts
 from unipo.sources.rows import Rows
 from unipo.sources.spec import RolloutSpec
+from unipo.sources.text.ahead import Ahead
+from unipo.sources.text.rollouts import Rollouts
 from unipo.training.config import RunConfig
 from unipo.training.evaluate import Evaluation, evaluate
 

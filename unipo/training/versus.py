@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from unipo.policies import TokenPolicy
-from unipo.sources.augment import Drawn
 from unipo.sources.directions import Asking
-from unipo.sources.encode import encode_prompt
-from unipo.sources.preferences import Answers, judge_of
 from unipo.sources.prompts import Prompt
-from unipo.sources.rollouts import Reward
-from unipo.sources.sampler import Sampler, SamplerSettings
+from unipo.sources.stages.augment import Drawn
+from unipo.sources.stages.preferences import Answers, judge_of
+from unipo.sources.text.encode import encode_prompt
+from unipo.sources.text.rollouts import Reward
+from unipo.sources.text.sampler import Sampler, SamplerSettings
 from unipo.statistics import length_controlled, mean_interval
 from unipo.training.config import ConfigError, RunConfig
 from unipo.training.evaluate import EVALUATION

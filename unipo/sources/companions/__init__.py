@@ -1,0 +1,1 @@
+"""Models that are trained beside the policy and tell it something."""

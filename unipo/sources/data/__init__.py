@@ -1,0 +1,1 @@
+"""Data of the user: files, typed records, faults told by row, filters."""
