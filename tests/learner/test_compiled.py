@@ -25,7 +25,7 @@ from unipo.training.loop import Run
 DISCRETE = {"dqn"}
 WITH_POLICY_STEP = {"trpo", "npg", "npg-igt-harpg"}
 OWN_TASKS = {"pdppo", "pdppo-q", "grpo-ride", "fleet-ppo", "esg-portfolio", "ospo"}
-OFFLINE = {"td3-bc", "iql"}
+OFFLINE = {"td3-bc", "iql", "cpl"}
 GENERAL = sorted({m.slug for m in METHODS if m.build().control is not None} - OWN_TASKS - OFFLINE - WITH_POLICY_STEP)
 
 
