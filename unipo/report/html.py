@@ -124,8 +124,9 @@ def _numbers(run: RunData) -> list[dict[str, Any]]:
     if math.isfinite(after):
         interval = measure.span(run.last(f"{column}_low"), run.last(f"{column}_high"))
         note = f"95 % interval {interval}, over {measure.over}" if interval != "–" else "no interval was recorded"
-        found.append({"label": measure.curve.title, "value": measure.value(after), "note": note, "wide": True, "fell": after < before,
-                      "before": measure.value(before) if run.measured(column)[1].size > 1 else ""})  # fmt: skip
+        earlier = measure.value(before) if run.measured(column)[1].size > 1 else ""
+        found.append({"label": measure.curve.title, "value": measure.value(after), "note": note, "wide": True,
+                      "fell": after < before, "before": earlier})  # fmt: skip
     reward = run.measured("reward")[1]
     if reward.size:
         early, late = (float(part.mean()) for part in (reward[: _tenth(reward)], reward[-_tenth(reward) :]))
