@@ -163,13 +163,18 @@ class Recipe:
     @property
     def for_text(self) -> bool:
         """Whether a policy over text can be trained by it: it asks for nothing that only environments have."""
-        signals = {_plain(s) for s in self.needs.signals if ":" not in s}
+        acting = self.control is not None and self.control.acts_apart
+        return not self.unmade and self.policy_step is None and not acting
+
+    @property
+    def unmade(self) -> frozenset[str]:
+        """Columns and signals that it asks for, and that neither text nor its own stages make."""
+        signals = {s for s in self.needs.signals if ":" not in s and _plain(s) not in TEXT_SIGNALS}
         columns = {
             c for c in self.needs.columns if _plain(c.partition("_")[2].removeprefix("mismatched_")) not in TEXT_SIGNALS
         }
-        acting = self.control is not None and self.control.acts_apart
         known = TEXT_COLUMNS | self.provided | {c for c in columns if c.startswith(REWARD_PART)}
-        return signals <= TEXT_SIGNALS and columns <= known and self.policy_step is None and not acting
+        return frozenset(signals | (columns - known))
 
     def suits(self, given: Given) -> bool:
         """Whether a run on text can train on that data, whatever else it asks for in its settings."""
@@ -233,6 +238,12 @@ class Recipe:
         controllers = (*self.controllers, *(c for c in other.controllers if c not in self.controllers))
         joined = self.objective + other.objective
         snapshots = {**other.snapshots, **self.snapshots}
+        moved = sorted(name for name, s in other.snapshots.items() if snapshots[name] != s)
+        if moved:
+            raise ValueError(
+                f"both methods of the sum keep a copy of the policy called {', '.join(moved)}, renewed at other steps: give them "
+                "the same settings"
+            )
         companions = (*self.companions, *(c for c in other.companions if c not in self.companions))
         arrange = (*self.arrange, *(stage for stage in other.arrange if stage not in self.arrange))
         return replace(lead, objective=joined, controllers=controllers, snapshots=snapshots, companions=companions,

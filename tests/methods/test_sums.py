@@ -10,6 +10,8 @@ from unipo.policies.tabular import TabularPolicy
 from unipo.recipe import Recipe
 from unipo.sources.stages.preferences import Compared, Paired
 from unipo.sources.text.tabular import tabular_rollouts
+from unipo.training.config import ConfigError, RunConfig
+from unipo.training.suitable import check_sources
 
 START = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().double()
 
@@ -52,3 +54,22 @@ def test_stages_that_nobody_shares_stay_as_they_are() -> None:
 def test_one_column_measured_in_two_ways_is_told() -> None:
     with pytest.raises(MethodError, match=r"cannot train 'spo\+nash-md': both methods of the sum measure win_rate"):
         build("spo+nash-md", {})
+
+
+def test_copies_of_one_name_are_renewed_at_the_same_steps() -> None:
+    """Neither method would notice that its reference is the other's."""
+    options = {"online-dpo": {"every": 5}, "sppo": {"every": 5, "answers": "all"}}
+    assert build("online-dpo+0.5*sppo", options).snapshots == build("sppo", {"sppo": {"every": 5}}).snapshots
+    options["sppo"]["every"] = 10
+    with pytest.raises(MethodError, match="copy of the policy called previous, renewed at other steps"):
+        build("online-dpo+0.5*sppo", options)
+
+
+def test_what_nothing_in_a_sum_makes_is_told() -> None:
+    """Rollouts are those of the first method: a second one that asks for other ones has to come first."""
+    recipe = build("grpo+0.5*drpo-reset", {})
+    assert recipe.unmade
+    assert not recipe.for_text
+    with pytest.raises(ConfigError, match="put first the one that asks for other rollouts"):
+        check_sources(RunConfig(method="grpo+0.5*drpo-reset", task="arithmetic"), recipe)
+    assert not build("drpo-reset+0.5*grpo", {}).unmade

@@ -211,7 +211,12 @@ class Learner:
             if getattr(player, "scalar_signals", False):
                 made.update((name, self._zeros(episodes)) for name in own)
             else:
-                first = emitted(episodes.select(torch.tensor([0])), own, self._cast(player), self.settings.token_budget)
+                first = emitted(
+                    episodes.select(torch.zeros(1, dtype=torch.long, device=episodes.device)),
+                    own,
+                    self._cast(player),
+                    self.settings.token_budget,
+                )
                 made.update((name, x.new_zeros(episodes.count("step"), *x.shape[1:])) for name, x in first.items())
         return made
 

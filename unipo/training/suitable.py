@@ -15,6 +15,12 @@ from unipo.training.problems import Problems, parts_of
 
 def check_sources(config: RunConfig, recipe: Recipe) -> None:
     """Every term must find rows of the kind it claims, and groups large enough: told before anything is loaded."""
+    if not recipe.for_text and "+" in config.method:
+        raise ConfigError(
+            f"{config.method!r} asks text for {', '.join(sorted(recipe.unmade)) or 'what only environments have'}, which nothing "
+            "in this sum makes. Rollouts are those of its first method: put first the one that asks for other rollouts than the "
+            "policy's own, or leave out the one that is for environments"
+        )
     if not recipe.for_text:
         raise ConfigError(
             f"{config.method!r} is for environments, not for text such as {config.task}: give the id of an environment "
